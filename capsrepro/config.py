@@ -1,0 +1,184 @@
+"""The one reader of `params.yaml`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from capsrepro.errors import UsageError
+from capsrepro.files import digest
+from capsrepro.schema import ModelSpec, Params, Protocol
+
+_RUN_NAME = re.compile(r"^(?P<protocol>[\w.-]+)/(?P<model>[\w.-]+)/seed-(?P<seed>\d+)$")
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides the numbers of one run.
+
+    Attributes:
+        protocol_name: e.g. `mnist-short`.
+        model_name: e.g. `capsnet-r3-recon`.
+        seed: The root seed.
+        protocol: Its resolved protocol.
+        model: Its resolved model.
+        dataset_parameters: How its data set is prepared.
+    """
+
+    protocol_name: str
+    model_name: str
+    seed: int
+    protocol: Protocol
+    model: ModelSpec
+    dataset_parameters: dict[str, int | float | str]
+
+    @property
+    def name(self) -> str:
+        """`protocol/model/seed-n`."""
+        return f"{self.protocol_name}/{self.model_name}/seed-{self.seed}"
+
+    def document(self) -> dict[str, Any]:
+        """The resolved specification as it stands in the record."""
+        return {
+            "protocol": self.protocol_name,
+            "protocol_version": self.protocol.version,
+            "dataset": {"name": self.protocol.dataset, "parameters": self.dataset_parameters},
+            "model": {"name": self.model_name, **self.model.model_dump(mode="json")},
+            "recipe": self.protocol.recipe.model_dump(mode="json"),
+            "full_steps": self.protocol.full_steps,
+            "seed": self.seed,
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `document()`."""
+        return digest(self.document())
+
+
+def load_params(path: Path) -> Params:
+    """Read and check `params.yaml`.
+
+    Raises:
+        UsageError: The file is missing, is no YAML, or holds a wrong key, type or name; the
+            sentence names the key and the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.load(text, Loader=_Loader)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; restore it with `git checkout {path.name}`."
+        ) from error
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UsageError(f"{path} is not valid YAML ({where}); mend that line.") from error
+    try:
+        params = Params.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(_explain(error, text, path)) from error
+    _check_names(params, text, path)
+    return params
+
+
+def _explain(error: ValidationError, text: str, path: Path) -> str:
+    first = error.errors()[0]
+    # pydantic puts the tag of a tagged union into the location; the file has no such key.
+    keys = [key for key in first["loc"] if key not in ("capsnet", "baseline-cnn")]
+    name = ".".join(map(str, keys)) or "the file"
+    problem = {
+        "extra_forbidden": "is not a known key",
+        "missing": "is missing",
+    }.get(first["type"], f"is wrong ({first['msg'].removeprefix('Value error, ')})")
+    more = f" ({error.error_count() - 1} more behind it)" if error.error_count() > 1 else ""
+    return (
+        f"{path}, line {_line_of(text, keys)}: {name} {problem}{more}; "
+        "capsrepro/schema.py says what may stand there."
+    )
+
+
+def _line_of(text: str, keys: list[Any]) -> int:
+    """Line of the deepest of `keys` that the file itself holds (merged keys have no line)."""
+    node = yaml.compose(text, Loader=_Loader)
+    line = 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == str(key)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
+            found = [(v, v) for v in node.value[key : key + 1]]
+        else:
+            found = []
+        if not found:
+            break
+        name_node, node = found[-1]
+        line = name_node.start_mark.line + 1
+    return line
+
+
+def _check_names(params: Params, text: str, path: Path) -> None:
+    """Every name that a protocol uses must be defined."""
+    for name, protocol in params.protocols.items():
+        named: list[tuple[str, str, Iterable[str]]] = [
+            ("dataset", protocol.dataset, params.datasets),
+            ("models", protocol.models, params.models),
+        ]
+        models = params.models.get(protocol.models, {})
+        named += [("run_models", model, models) for model in protocol.run_models]
+        for key, value, known in named:
+            if value not in known:
+                line = _line_of(text, ["protocols", name, key])
+                raise UsageError(
+                    f"{path}, line {line}: protocols.{name}.{key} names {value}, "
+                    f"which is not defined; known: {', '.join(known)}."
+                )
+
+
+def resolve_run(params: Params, run: str) -> RunSpec:
+    """Find what `protocol/model/seed-n` means.
+
+    Raises:
+        UsageError: The name has another form, or its protocol or model is unknown.
+    """
+    match = _RUN_NAME.match(run)
+    if match is None:
+        raise UsageError(
+            f"{run!r} is no run name; write PROTOCOL/MODEL/seed-N, "
+            "for example digits/capsnet-r3-recon/seed-0."
+        )
+    protocol_name, model_name = match["protocol"], match["model"]
+    protocol = params.protocols.get(protocol_name)
+    if protocol is None:
+        raise UsageError(
+            f"unknown protocol {protocol_name!r} in {run!r}; "
+            f"params.yaml has {', '.join(params.protocols)}."
+        )
+    models = params.models[protocol.models]
+    if model_name not in models:
+        raise UsageError(
+            f"unknown model {model_name!r} in {run!r}; "
+            f"protocol {protocol_name} has {', '.join(models)}."
+        )
+    return RunSpec(
+        protocol_name,
+        model_name,
+        int(match["seed"]),
+        protocol,
+        models[model_name],
+        params.datasets[protocol.dataset],
+    )
+
+
+def requested_runs(params: Params) -> list[RunSpec]:
+    """Every run that `params.yaml` asks for, protocol by protocol."""
+    return [
+        resolve_run(params, f"{name}/{model}/seed-{seed}")
+        for name, protocol in params.protocols.items()
+        for model in protocol.run_models
+        for seed in protocol.run_seeds
+    ]

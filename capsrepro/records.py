@@ -1,0 +1,191 @@
+"""Records: the JSON file that every run and every evaluation leaves, and that all tables read.
+
+A record carries a seal, the SHA-256 of everything else in it: a file that was cut short or edited
+by hand is refused, because nobody could trace its figures to a run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from capsrepro.errors import CapsreproError
+from capsrepro.files import digest, write_json
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(_Part):
+    """The data set behind the numbers."""
+
+    name: str
+    digest: str = Field(description="SHA-256 over prepared arrays and preparation parameters")
+
+
+class Budget(_Part):
+    """How much training there was, against the protocol's full budget."""
+
+    steps: int
+    full_steps: int
+    fraction: float
+
+
+class Failure(_Part):
+    """Why a run ended without a result; it counts as failed, not as missing."""
+
+    reason: str
+    step: int
+
+
+class Code(_Part):
+    """The program that wrote the record."""
+
+    git_commit: str | None
+    git_dirty: bool | None = Field(description="uncommitted changes outside results/ and locks")
+    science_digest: str = Field(description="SHA-256 of data, models, training and evaluation")
+
+
+class Environment(_Part):
+    """The machine and the libraries."""
+
+    versions: dict[str, str | None]
+    platform: str
+    device: str
+    threads: int = Field(description="CPU threads of torch; they change the order of sums")
+    precision: str
+    deterministic: bool
+
+
+class Cost(_Part):
+    """What it took, resumed parts included."""
+
+    wall_time_s: float
+    images_per_s: float
+    peak_memory_mib: float
+    energy_j: float | None = Field(description="where the GPU driver tells it")
+    sessions: int = Field(description="1, or more when the run was resumed")
+
+
+class Record(_Part):
+    """One run (`kind` train) or one evaluation of a run (`kind` fgsm, …)."""
+
+    schema_version: Literal[1]
+    kind: str
+    run: str
+    protocol: str
+    protocol_version: str
+    model: str
+    seed: int
+    status: Literal["finished", "failed"]
+    failure: Failure | None
+    spec: dict[str, Any]
+    spec_digest: str
+    data: Data
+    inputs: dict[str, str] = Field(description="SHA-256 of what it was computed from")
+    outputs: dict[str, str] = Field(description="SHA-256 of what it left, by file name")
+    budget: Budget
+    metrics: dict[str, float]
+    curves: dict[str, list[float]] = Field(description="equally long lists, one entry per point")
+    code: Code
+    environment: Environment
+    cost: Cost
+    created_at: str
+    seal: str = ""
+
+    def sealed(self) -> Record:
+        """The same record with its seal set."""
+        return self.model_copy(update={"seal": self._expected_seal()})
+
+    def seal_is_whole(self) -> bool:
+        """Whether nothing was changed since the record was written."""
+        return self.seal == self._expected_seal()
+
+    def _expected_seal(self) -> str:
+        return digest(self.model_dump(mode="json", exclude={"seal"}))
+
+
+def record_path(run_folder: Path, kind: str) -> Path:
+    """Where the record of this kind stands in a run's folder."""
+    return run_folder / f"{kind}.json"
+
+
+def write_record(run_folder: Path, record: Record) -> Path:
+    """Seal and write a record atomically; returns its path."""
+    path = record_path(run_folder, record.kind)
+    write_json(path, record.sealed().model_dump(mode="json"))
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        CapsreproError: The file is unreadable, no JSON, of another schema, or changed since it
+            was written.
+    """
+    remedy = "restore it with `git checkout`, or delete it and run its `capsrepro run` again."
+    try:
+        record = Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CapsreproError(f"cannot read record {path}: {error.strerror}; {remedy}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        raise CapsreproError(
+            f"record {path} is damaged: {key}: {first['msg'].lower()}; {remedy}"
+        ) from error
+    except ValueError as error:
+        raise CapsreproError(f"record {path} is damaged: it is not JSON; {remedy}") from error
+    if not record.seal_is_whole():
+        raise CapsreproError(
+            f"record {path} was changed after it was written (its seal does not match); {remedy}"
+        )
+    return record
+
+
+def read_records(results: Path, protocols: tuple[str, ...] = ()) -> list[Record]:
+    """All records below `results/runs`, sorted by run and kind.
+
+    Args:
+        results: The results folder.
+        protocols: Only these; empty means all.
+    """
+    folder = results / "runs"
+    paths = sorted(folder.glob("*/*/seed-*/*.json"))
+    return [read_record(p) for p in paths if not protocols or p.parts[-4] in protocols]
+
+
+def find_record(run_folder: Path, kind: str) -> Record | None:
+    """The record of this kind, or None when there is none."""
+    path = record_path(run_folder, kind)
+    return read_record(path) if path.exists() else None
+
+
+def stale_reason(
+    record: Record | None, spec_digest: str, data_digest: str | None, protocol_version: str
+) -> str | None:
+    """Why a record is not current, or None when it is.
+
+    Args:
+        record: What stands in results, if anything.
+        spec_digest: Digest of the specification that is asked for now.
+        data_digest: Digest of the prepared data; None when it is not prepared here, and then the
+            record's own is trusted.
+        protocol_version: The protocol's version now.
+    """
+    if record is None:
+        return "no record"
+    if record.protocol_version != protocol_version:
+        return f"protocol version {record.protocol_version} is now {protocol_version}"
+    if record.spec_digest != spec_digest:
+        return "its specification in params.yaml has changed"
+    if data_digest is not None and record.data.digest != data_digest:
+        return "the prepared data have changed"
+    return None
