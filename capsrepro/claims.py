@@ -208,11 +208,11 @@ def parse_verbatim(text: str, metric: str) -> float:
     Raises:
         ValueError: The text holds no number.
     """
-    match = re.search(r"([+-]?(?:\d[\d,]*)?(\.)?\d+(?:e[+-]?\d+)?)(?:\s?([MK])\b)?", text)
+    match = re.search(r"([+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?:\s?([MKk])\b)?", text)
     if match is None:
         raise ValueError(f"no number in {text!r}")
-    digits, _, suffix = match.groups()
-    scale = {"M": 1e6, "K": 1e3}.get(suffix, 1.0)
+    digits, suffix = match.groups()
+    scale = {"M": 1e6, "K": 1e3, "k": 1e3}.get(suffix, 1.0)
     if digits.startswith(".") and metric.endswith("_pct"):
         scale = 100.0
     return float(digits.replace(",", "")) * scale
@@ -237,8 +237,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CapsreproError(f"{path} is not valid YAML: {reason}.") from error
     if not isinstance(document, dict) or not isinstance(document.get("claims"), list):
         raise CapsreproError(f"{path} needs a key 'claims' that holds a list.")
-    # `shared` only holds the anchors that claims merge in; YAML has resolved them by now.
-    unknown = sorted(map(str, set(document) - {"paper", "shared", "claims"}))
+    unknown = sorted(map(str, set(document) - {"paper", "claims"}))
     if unknown:
         raise CapsreproError(f"{path} has an unknown key '{unknown[0]}'.")
     return document
@@ -276,8 +275,9 @@ def _claims(path: Path, paper: Paper, entries: list[Any]) -> list[Claim]:
 def _first_problem(error: ValidationError) -> str:
     """The first complaint of pydantic, led by the key it is about."""
     problem = error.errors(include_url=False)[0]
-    # A tagged union puts the tag before the key.
-    keys = [str(part) for part in problem["loc"] if part not in _KINDS]
+    location = [str(part) for part in problem["loc"]]
+    # A tagged union puts the tag before the key, and `value` is the name of both.
+    keys = location[1:] if location and location[0] in _KINDS else location
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"].startswith("union_tag"):
         return f"key 'kind' must be one of {', '.join(sorted(_KINDS))}"

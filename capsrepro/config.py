@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
-from capsrepro.schema import ModelSpec, Params, Protocol
+from capsrepro.schema import Entry, ModelSpec, Params, Protocol
 
 _RUN_NAME = re.compile(r"^(?P<protocol>[\w.-]+)/(?P<model>[\w.-]+)/seed-(?P<seed>\d+)$")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -50,8 +50,8 @@ class RunSpec:
             "protocol": self.protocol_name,
             "protocol_version": self.protocol.version,
             "dataset": {"name": self.protocol.dataset, "parameters": self.dataset_parameters},
-            "model": {"name": self.model_name, **self.model.model_dump(mode="json")},
-            "recipe": self.protocol.recipe.model_dump(mode="json"),
+            "model": {"name": self.model_name, **_written(self.model)},
+            "recipe": _written(self.protocol.recipe),
             "full_steps": self.protocol.full_steps,
             "seed": self.seed,
         }
@@ -60,6 +60,15 @@ class RunSpec:
     def digest(self) -> str:
         """SHA-256 of `document()`."""
         return digest(self.document())
+
+
+def _written(entry: Entry) -> dict[str, Any]:
+    """An entry as JSON.
+
+    A key that is added to the schema later comes with a default and is left out here while it has
+    it, so that the digests of earlier records stay what they are.
+    """
+    return entry.model_dump(mode="json", exclude_defaults=True)
 
 
 def load_params(path: Path) -> Params:

@@ -30,7 +30,10 @@ def _as_fraction(value: object) -> Fraction:
 
 
 Epsilon = Annotated[
-    Fraction, BeforeValidator(_as_fraction), PlainSerializer(str, return_type=str), Field(ge=0)
+    Fraction,
+    BeforeValidator(_as_fraction),
+    PlainSerializer(str, return_type=str, when_used="json"),
+    Field(ge=0),
 ]
 
 

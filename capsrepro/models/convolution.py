@@ -1,0 +1,80 @@
+"""Convolution with a named precision and TensorFlow's SAME padding.
+
+Only convolutions run in reduced precision; routing and losses stay in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Padding = Literal["valid", "same"]
+
+
+def output_size(size: int, kernel: int, stride: int, padding: Padding) -> int:
+    """Pixels along one side after the convolution.
+
+    Raises:
+        ValueError: The kernel does not fit into an unpadded image.
+    """
+    if padding == "same":
+        return -(-size // stride)
+    if kernel > size:
+        raise ValueError(f"a {kernel}x{kernel} kernel does not fit into {size}x{size} pixels")
+    return (size - kernel) // stride + 1
+
+
+class Conv2d(nn.Conv2d):
+    """A square convolution whose arithmetic may be bfloat16 while its parameters are float32.
+
+    Attributes:
+        reduced: When true, input and kernel are rounded to bfloat16 for the product.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: Padding = "valid",
+        bias: bool = True,
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, stride=stride, bias=bias)
+        self.pad_same = padding == "same"
+        self.reduced = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Convolve images of shape (B, C, H, W); the result is float32."""
+        if self.pad_same:
+            images = self._pad(images)
+        if not self.reduced:
+            return F.conv2d(images, self.weight, self.bias, self.stride)
+        result = F.conv2d(images.bfloat16(), self.weight.bfloat16(), None, self.stride).float()
+        return result if self.bias is None else result + self.bias.view(-1, 1, 1)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        """TensorFlow's SAME: an odd pixel of padding goes to the right and the bottom."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        amounts: list[int] = []
+        for size in (images.shape[3], images.shape[2]):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            amounts += [total // 2, total - total // 2]
+        return F.pad(images, amounts)
+
+
+def set_reduced_convolutions(model: nn.Module, reduced: bool) -> None:
+    """Switch every convolution of a model to bfloat16 arithmetic or back."""
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module.reduced = reduced
+
+
+def truncated_normal_(tensor: Tensor, std: float) -> None:
+    """TensorFlow's truncated normal: a start beyond two standard deviations is drawn again."""
+    with torch.no_grad():
+        nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)

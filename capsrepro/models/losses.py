@@ -1,0 +1,74 @@
+"""Losses of Sabour et al. 2017 (DR17), per image, so that training and attacks share them.
+
+Shape suffixes: B images, K classes, L labels per image, C channels, H rows, W columns.
+Every classification loss takes scores_BK and present_BK (1 where a class is in the image, else 0)
+and returns one value per image; reducing over the batch is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MarginReduction = Literal["sum", "half-mean"]
+
+
+class Objective(NamedTuple):
+    """What one training step needs from a model.
+
+    Attributes:
+        loss: Scalar to minimise.
+        terms: Its parts before weighting, batch means, by metric name.
+        scores: Class scores of shape (B, K); the largest is the prediction.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    scores: Tensor
+
+
+def present(labels_BL: Tensor, classes: int) -> Tensor:
+    """Multi-hot labels: shape (B, K), 1 for every class that is in the image."""
+    empty_BK = torch.zeros(len(labels_BL), classes, device=labels_BL.device)
+    return empty_BK.scatter(1, labels_BL, 1.0)
+
+
+def margin_loss(
+    lengths_BK: Tensor, present_BK: Tensor, reduction: MarginReduction = "sum"
+) -> Tensor:
+    """DR17 Eq. 4 with m⁺ = 0.9, m⁻ = 0.1, λ = 0.5.
+
+    Args:
+        lengths_BK: Capsule lengths, used as they are: a softmax could never reach 0.9.
+        present_BK: See the module.
+        reduction: `sum` over classes is the paper's; the authors' code halves every term and
+            takes the mean over classes, which is 1/20 of the sum for ten classes.
+
+    Returns:
+        Shape (B,).
+    """
+    missed_BK = present_BK * F.relu(0.9 - lengths_BK).square()
+    false_BK = 0.5 * (1 - present_BK) * F.relu(lengths_BK - 0.1).square()
+    terms_BK = missed_BK + false_BK
+    return terms_BK.sum(1) if reduction == "sum" else 0.5 * terms_BK.mean(1)
+
+
+def cross_entropy(logits_BK: Tensor, present_BK: Tensor) -> Tensor:
+    """Softmax cross-entropy in nats, shape (B,); with several labels, their mean."""
+    shares_BK = present_BK / present_BK.sum(1, keepdim=True)
+    return -(shares_BK * logits_BK.log_softmax(1)).sum(1)
+
+
+def reconstruction_sse(images_BLCHW: Tensor, targets_BLCHW: Tensor) -> Tensor:
+    """Sum (not mean) of squared pixel differences over everything but the batch (DR17 §4.1)."""
+    return (images_BLCHW - targets_BLCHW).square().flatten(1).sum(1)
+
+
+CLASSIFICATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "margin": margin_loss,
+    "cross-entropy": cross_entropy,
+}

@@ -1,0 +1,116 @@
+"""What runs and their evaluations measured, and under which conditions.
+
+What an evaluation's record must hold to be found again: the attack in `kind`, its parameters in
+`spec["attack"]` (loss, goal, epsilon_unit, …), and `curves` of which those named in METRICS are
+measured and the others (epsilon, iteration) say at which points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capsrepro.metrics import METRICS
+from capsrepro.records import Record
+
+Fact = str | float
+
+# What an attack is when its record does not say otherwise (schema.FGSMSpec).
+_USUAL_ATTACK: dict[str, Fact] = {"goal": "untargeted", "epsilon_unit": "raw-pixels"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric under one condition.
+
+    Attributes:
+        metric: A key of METRICS, or any other name a record holds.
+        setting: What was done, e.g. {attack: fgsm, loss: own}; empty for the test after training.
+        point: Where on a curve, e.g. {epsilon: 0.1}.
+        values: By seed, in the metric's unit.
+    """
+
+    metric: str
+    setting: Mapping[str, Fact]
+    point: Mapping[str, Fact]
+    values: Mapping[int, float]
+
+    def meets(self, condition: Mapping[str, Fact]) -> bool:
+        """Whether everything that `condition` asks for holds here."""
+        facts = {**self.setting, **self.point}
+        return all(key in facts and _same(facts[key], value) for key, value in condition.items())
+
+
+def measurements(
+    runs: list[Record], evaluations: Mapping[str, list[Record]]
+) -> tuple[Measurement, ...]:
+    """All that finished runs of one group, and the evaluations made from them, measured.
+
+    Args:
+        runs: The training records, one per seed.
+        evaluations: Finished evaluation records by the name of their run.
+    """
+    by_seed: dict[tuple[Any, ...], dict[int, float]] = {}
+    for run in sorted(runs, key=lambda record: record.seed):
+        for metric, setting, point, value in _observed(run, evaluations.get(run.run, [])):
+            key = (metric, tuple(setting.items()), tuple(point.items()))
+            by_seed.setdefault(key, {})[run.seed] = value
+    return tuple(
+        Measurement(metric, dict(setting), dict(point), values)
+        for (metric, setting, point), values in by_seed.items()
+    )
+
+
+def _observed(
+    run: Record, evaluations: list[Record]
+) -> Iterator[tuple[str, dict[str, Fact], dict[str, Fact], float]]:
+    """Metric, setting, point and value of all that one run left."""
+    for metric, value in _with_accuracy(run.metrics).items():
+        yield metric, {}, {}, value
+    for evaluation in evaluations:
+        if not _made_from(evaluation, run):
+            continue
+        setting = _setting(evaluation)
+        for metric, value in evaluation.metrics.items():
+            yield metric, setting, {}, value
+        for metric, point, value in _points(evaluation.curves):
+            yield metric, setting, point, value
+
+
+def _with_accuracy(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Some papers print the accuracy where our records hold the error."""
+    error = metrics.get("test_error_pct")
+    return dict(metrics) if error is None else {"test_accuracy_pct": 100 - error, **metrics}
+
+
+def _made_from(evaluation: Record, run: Record) -> bool:
+    """Whether the evaluated weights are those this run left: it may have been trained again."""
+    return all(run.outputs.get(name, sha) == sha for name, sha in evaluation.inputs.items())
+
+
+def _setting(evaluation: Record) -> dict[str, Fact]:
+    if "epsilon" not in evaluation.curves:
+        return {"evaluation": evaluation.kind}
+    told = evaluation.spec.get("attack")
+    recorded = told.items() if isinstance(told, dict) else ()
+    scalars = {key: value for key, value in recorded if isinstance(value, str | int | float)}
+    return {**_USUAL_ATTACK, **scalars, "attack": evaluation.kind}
+
+
+def _points(
+    curves: Mapping[str, list[float]],
+) -> Iterator[tuple[str, dict[str, Fact], float]]:
+    """Each measured value of the curves with the point it was measured at."""
+    measured = [name for name in curves if name in METRICS]
+    for i in range(min(map(len, curves.values()), default=0)):
+        point: dict[str, Fact] = {n: curves[n][i] for n in curves if n not in METRICS}
+        for name in measured:
+            yield name, point, curves[name][i]
+
+
+def _same(fact: Fact, wanted: Fact) -> bool:
+    if isinstance(fact, str) or isinstance(wanted, str):
+        return fact == wanted
+    return math.isclose(fact, wanted, rel_tol=1e-6, abs_tol=1e-12)

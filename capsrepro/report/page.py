@@ -1,0 +1,127 @@
+"""Where tables go: files in results/tables, and marked blocks of README.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from capsrepro.claims import Claim
+from capsrepro.errors import CapsreproError, UsageError
+from capsrepro.files import write_text
+from capsrepro.records import Record
+from capsrepro.report.claim_tables import claims_table, verdict_counts_table
+from capsrepro.report.judging import judge
+from capsrepro.report.rendering import SUFFIXES, Table, render
+from capsrepro.report.summaries import group_records
+from capsrepro.report.tables import result_tables
+from capsrepro.schema import Params
+
+
+def all_tables(
+    records: Iterable[Record],
+    claims: Iterable[Claim],
+    params: Params,
+    protocols: Sequence[str] = (),
+) -> dict[str, list[Table]]:
+    """Every table by the name of its file.
+
+    Args:
+        records: All records there are: a claim may be judged by a run of any protocol.
+        claims: All claims.
+        params: What is asked for, and the margins.
+        protocols: Whose results to show; empty means all that params.yaml or a record names.
+
+    Returns:
+        Per protocol one table for each of its versions, then `verdicts` and `claims`.
+
+    Raises:
+        UsageError: Neither params.yaml nor any record names one of the protocols.
+    """
+    groups = group_records(records, params)
+    judgements = judge(claims, groups, params)
+    names = protocols or list(dict.fromkeys(group.protocol for group in groups))
+    tables = {name: result_tables(name, groups, judgements, params) for name in names}
+    unknown = next((name for name, found in tables.items() if not found), None)
+    if unknown is not None:
+        raise UsageError(
+            f"no record and no key of params.yaml names protocol {unknown!r}; "
+            f"known: {', '.join(params.protocols)}."
+        )
+    tables["verdicts"] = [verdict_counts_table(judgements)]
+    tables["claims"] = [claims_table(judgements, params)]
+    return tables
+
+
+def write_tables(
+    records: Iterable[Record],
+    claims: Iterable[Claim],
+    params: Params,
+    results: Path,
+    protocols: Sequence[str] = (),
+) -> list[Path]:
+    """Write `all_tables` in every format below results/tables; files that agree stay untouched.
+
+    Returns:
+        Every table's path, written now or not.
+    """
+    paths = []
+    for name, tables in all_tables(records, claims, params, protocols).items():
+        for form, suffix in SUFFIXES.items():
+            path = results / "tables" / f"{name}{suffix}"
+            _write_if_new(path, render(tables, form))
+            paths.append(path)
+    return paths
+
+
+def readme_blocks(
+    tables: Mapping[str, Sequence[Table]], protocols: Sequence[str]
+) -> dict[str, str]:
+    """What README.md shows: `results` of the given protocols, and `verdicts`.
+
+    Args:
+        tables: From `all_tables`.
+        protocols: Those whose records are committed.
+    """
+    results = [table for name in protocols for table in tables[name]]
+    return {"results": render(results, "md"), "verdicts": render(tables["verdicts"], "md")}
+
+
+def inject(text: str, blocks: Mapping[str, str]) -> str:
+    """Put each block between its markers and leave the rest of the text as it is.
+
+    Args:
+        text: A Markdown document with `<!-- capsrepro:begin NAME -->` and
+            `<!-- capsrepro:end NAME -->` once for each name.
+        blocks: New contents by name.
+
+    Raises:
+        CapsreproError: A marker is missing, doubled, or in the wrong order.
+    """
+    for name, block in blocks.items():
+        begin, end = f"<!-- capsrepro:begin {name} -->", f"<!-- capsrepro:end {name} -->"
+        found = re.findall(f"{re.escape(begin)}|{re.escape(end)}", text)
+        if found != [begin, end]:
+            raise CapsreproError(
+                f"README.md needs the markers {begin} and {end} once each and in this order; "
+                "restore it with `git checkout README.md`."
+            )
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        text = f"{before}{begin}\n\n{block.strip()}\n\n{end}{after}"
+    return text
+
+
+def readme_is_current(text: str, blocks: Mapping[str, str]) -> bool:
+    """Whether the blocks stand in the document already, to the byte."""
+    return inject(text, blocks) == text
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    """Leave a file that agrees alone, so that nothing downstream looks changed."""
+    try:
+        if path.read_bytes() == text.encode():
+            return
+    except OSError:
+        pass  # not there, or unreadable: write_text says what is wrong with it
+    write_text(path, text)

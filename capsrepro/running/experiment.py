@@ -1,0 +1,233 @@
+"""One run from its name to its record: data, model, training, test, record, MLflow."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from capsrepro.config import RunSpec
+from capsrepro.data.prepared import Manifest, read_manifest
+from capsrepro.errors import CapsreproError
+from capsrepro.evaluation.accuracy import measure_accuracy
+from capsrepro.files import sha256_of_file, write_text
+from capsrepro.project import Project
+from capsrepro.records import (
+    Cost,
+    Failure,
+    Record,
+    find_record,
+    record_path,
+    stale_reason,
+    write_record,
+)
+from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
+from capsrepro.training import loop, state
+
+KIND = "train"
+HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run_experiment` did.
+
+    Attributes:
+        record: The current record of the run.
+        path: Where it is.
+        trained: False when it was there already.
+    """
+
+    record: Record
+    path: Path
+    trained: bool
+
+
+def manifest_here(project: Project, spec: RunSpec) -> Manifest | None:
+    """The manifest of the prepared data set, or None when it is not prepared on this machine."""
+    try:
+        return read_manifest(spec.protocol.dataset, project.data)
+    except CapsreproError:
+        return None
+
+
+def current_record(project: Project, spec: RunSpec) -> tuple[Record | None, str | None]:
+    """The train record of a run and why it is not current (None when it is)."""
+    record = find_record(project.run_folder(spec.name), KIND)
+    manifest = manifest_here(project, spec)
+    data_digest = manifest["digest"] if manifest else None
+    return record, stale_reason(record, spec.digest, data_digest, spec.protocol.version)
+
+
+class _Watcher:
+    """Checkpoints, progress, MLflow and signals, between the loop's steps."""
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: RunSpec,
+        checkpoint_every: int,
+        progress: control.Progress,
+        sink: mlflow_sink.LiveRun,
+        signals: control.StopSignals,
+    ) -> None:
+        self.folder, self.spec_digest = folder, spec.digest
+        self.checkpoint_every = checkpoint_every
+        self.progress, self.sink, self.signals = progress, sink, signals
+
+    def on_step(self, training: state.TrainingState) -> bool:
+        self.progress.step()
+        stop = self.signals.received != 0
+        if stop or training.step % self.checkpoint_every == 0:
+            state.save_checkpoint(self.folder, training, self.spec_digest)
+        return not stop
+
+    def on_epoch(self, entry: dict[str, float]) -> None:
+        self.progress.epoch(entry)
+        self.sink.log_epoch(entry)
+
+
+def run_experiment(
+    project: Project, spec: RunSpec, *, checkpoint_every: int, need_weights: bool = False
+) -> Outcome:
+    """Train and test one run, or find that its record is current.
+
+    Args:
+        project: Folders and device.
+        spec: The resolved run.
+        checkpoint_every: Steps between two checkpoints.
+        need_weights: Train again when the record is current but its weights are not here.
+
+    Returns:
+        The record and whether anything had to be done.
+
+    Raises:
+        CapsreproError: Another process runs it, data cannot be had, memory runs out, or a signal
+            came (`InterruptedRunError`, with a checkpoint saved).
+    """
+    folder = project.checkpoint_folder(spec.name)
+    with control.exclusive(folder, spec.name):
+        record, reason = current_record(project, spec)
+        path = record_path(project.run_folder(spec.name), KIND)
+        has_weights = (folder / weights.NAME).is_file() or not need_weights
+        if record is not None and reason is None and has_weights:
+            return Outcome(record, path, trained=False)
+        # A missing GPU is said before anything is downloaded.
+        device = state.choose_device(project.device)
+        try:
+            return _train_and_record(project, spec, device, checkpoint_every)
+        except torch.OutOfMemoryError as error:
+            raise CapsreproError(_out_of_memory(spec, device)) from error
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise CapsreproError(_out_of_memory(spec, device)) from error
+
+
+def _out_of_memory(spec: RunSpec, device: torch.device) -> str:
+    return (
+        f"{spec.name} does not fit into the memory of {device}; free some, use a larger device "
+        "(--device), or lower batch_size in a protocol of your own."
+    )
+
+
+def _train_and_record(
+    project: Project, spec: RunSpec, device: torch.device, checkpoint_every: int
+) -> Outcome:
+    state.keep_freed_memory()
+    state.make_deterministic()
+    model = assembly.build_model(spec, device)
+    manifest = assembly.prepare_data(project, spec)
+    training = state.TrainingState(model, loop.make_optimizer(model, spec.protocol.recipe))
+    folder = project.checkpoint_folder(spec.name)
+    checkpoint = state.load_checkpoint(folder, spec.digest)
+    if checkpoint is not None:
+        training.restore(checkpoint)
+        print(f"{spec.name}: resuming at step {training.step:,}", flush=True)
+    energy_before = provenance.energy_j(device)
+    failure = _train(project, spec, device, training, checkpoint_every)
+    metrics: dict[str, float] = {}
+    if failure is None:
+        state.save_checkpoint(folder, training, spec.digest)
+        metrics = _measure(project, spec, device, training)
+    outputs = {weights.NAME: weights.save_weights(model, folder)}
+    outputs |= _write_history(project.run_folder(spec.name), training)
+    seen = training.step * spec.protocol.recipe.batch_size
+    energy_after = provenance.energy_j(device)
+    record = recording.make_record(
+        project,
+        spec,
+        KIND,
+        manifest=manifest,
+        device=device,
+        specification=spec.document(),
+        spec_digest=spec.digest,
+        steps=training.step,
+        failure=failure,
+        inputs={},
+        outputs=outputs,
+        metrics=metrics,
+        curves={"first_losses": [x for x in training.first_losses if math.isfinite(x)]},
+        cost=Cost(
+            wall_time_s=training.wall_time_s,
+            images_per_s=seen / training.wall_time_s,
+            peak_memory_mib=provenance.peak_memory_mib(device),
+            energy_j=None if energy_before is None else (energy_after or 0.0) - energy_before,
+            sessions=training.sessions,
+        ),
+    )
+    path = write_record(project.run_folder(spec.name), record)
+    for old in state.checkpoint_paths(folder):
+        old.unlink(missing_ok=True)
+    mlflow_sink.publish(project, [record], training.history)
+    return Outcome(record, path, trained=True)
+
+
+def _train(
+    project: Project,
+    spec: RunSpec,
+    device: torch.device,
+    training: state.TrainingState,
+    checkpoint_every: int,
+) -> Failure | None:
+    """Train to the end; a divergence is a result, a signal is an exception."""
+    recipe = spec.protocol.recipe
+    folder = project.checkpoint_folder(spec.name)
+    progress = control.Progress(spec.name, recipe, training.step)
+    with control.StopSignals() as signals:
+        sink = mlflow_sink.LiveRun(project, spec, training.history)
+        watcher = _Watcher(folder, spec, checkpoint_every, progress, sink, signals)
+        try:
+            stream = assembly.training_stream(project, spec, device)
+            finished = loop.train(training, stream, recipe, watcher)
+        except loop.DivergedError as error:
+            return Failure(reason=f"{error}", step=error.step)
+        finally:
+            progress.close()
+    if not finished:
+        raise control.InterruptedRunError(
+            f"{spec.name} was interrupted at step {training.step:,} of {recipe.steps:,}; its "
+            f"checkpoint is saved, run `capsrepro run {spec.name}` to resume.",
+            signals.received,
+        )
+    return None
+
+
+def _measure(
+    project: Project, spec: RunSpec, device: torch.device, training: state.TrainingState
+) -> dict[str, float]:
+    metrics = measure_accuracy(training.model, assembly.test_split(project, spec, device))
+    last = training.history[-1]
+    metrics |= {key: last[key] for key in ("train_loss", "train_error_pct")}
+    metrics["parameters"] = sum(p.numel() for p in training.model.parameters())
+    return metrics
+
+
+def _write_history(run_folder: Path, training: state.TrainingState) -> dict[str, str]:
+    """One JSON line per epoch beside the record; returns its SHA-256 by name."""
+    lines = "".join(json.dumps(entry) + "\n" for entry in training.history)
+    write_text(run_folder / HISTORY, lines)
+    return {HISTORY: sha256_of_file(run_folder / HISTORY)}

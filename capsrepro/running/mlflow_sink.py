@@ -1,0 +1,244 @@
+"""The MLflow mirror of the records: experiment = protocol, parent run = model, child run = seed.
+
+It is written and never read back; deleting it loses nothing (`capsrepro mlflow-sync`). Whatever
+goes wrong with it is said once and never stops a run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from capsrepro.config import RunSpec
+from capsrepro.errors import CapsreproError
+from capsrepro.project import Project
+from capsrepro.records import Record
+
+_KEY, _SEALS, _PARENT = "capsrepro.key", "capsrepro.seals", "mlflow.parentRunId"
+# MLflow's own limit for one call.
+_BATCH = 1000
+
+
+class UnavailableError(Exception):
+    """Tracking is off, not installed, or out of reach."""
+
+
+class Mirror:
+    """A connection to one MLflow server.
+
+    Args:
+        project: Names the server and the folder of the lock.
+
+    Raises:
+        UnavailableError: There is no such server, or no MLflow here.
+    """
+
+    def __init__(self, project: Project) -> None:
+        if project.tracking_uri == "off":
+            raise UnavailableError("tracking is off")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # Alembic announces every table of a new database otherwise.
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        try:
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise UnavailableError("mlflow is not installed") from error
+        self._client = MlflowClient(tracking_uri=project.tracking_uri)
+        # Several processes that open a fresh database at once break each other's migrations.
+        with (project.root / ".mlflow.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._client.search_experiments(max_results=1)
+
+    def find(self, experiment: str, key: str) -> Any | None:
+        """The run that carries this key, or None."""
+        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
+        return found[0] if found else None
+
+    def parent(self, protocol: str, model: str) -> tuple[str, str]:
+        """Experiment and parent run of a model, made where missing."""
+        known = self._client.get_experiment_by_name(protocol)
+        experiment = known.experiment_id if known else self._client.create_experiment(protocol)
+        key = f"{protocol}/{model}"
+        run = self.find(experiment, key) or self._client.create_run(
+            experiment, tags={_KEY: key}, run_name=model
+        )
+        self._client.set_terminated(run.info.run_id)
+        return experiment, run.info.run_id
+
+    def start(self, key: str, tags: dict[str, str]) -> str:
+        """A new child run in place of any that carries the key; returns its id."""
+        protocol, model, seed = key.split("/")
+        experiment, parent = self.parent(protocol, model)
+        old = self.find(experiment, key)
+        if old is not None:
+            self._client.delete_run(old.info.run_id)
+        tags = {_KEY: key, _PARENT: parent, **tags}
+        return str(self._client.create_run(experiment, tags=tags, run_name=seed).info.run_id)
+
+    def log_epochs(self, run_id: str, history: Sequence[dict[str, float]]) -> None:
+        """All figures of all epochs, in as few calls as MLflow takes."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, int(entry["step"]))
+            for entry in history
+            for name, value in entry.items()
+            if name != "step"
+        ]
+        for first in range(0, len(metrics), _BATCH):
+            self._client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
+
+    def publish(self, records: Sequence[Record], history: Sequence[dict[str, float]]) -> bool:
+        """Bring one run up to date with its records; false when it was already."""
+        from mlflow.entities import Metric, Param
+
+        first = records[0]
+        seals = ",".join(record.sealed().seal[:16] for record in records)
+        experiment, _ = self.parent(first.protocol, first.model)
+        there = self.find(experiment, first.run)
+        if there is not None and there.data.tags.get(_SEALS) == seals:
+            return False
+        run_id = self.start(first.run, _tags(first))
+        self.log_epochs(run_id, history)
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, step)
+            for record in records
+            for name, value, step in _figures(record)
+        ]
+        self._client.log_batch(
+            run_id, metrics=metrics, params=[Param(k, v) for k, v in _parameters(first)]
+        )
+        # Last, so that an interrupted publication is done again.
+        self._client.set_tag(run_id, _SEALS, seals)
+        self._client.set_terminated(
+            run_id, status="FINISHED" if first.status == "finished" else "FAILED"
+        )
+        return True
+
+
+def _tags(record: Record) -> dict[str, str]:
+    versions = {f"version.{k}": v for k, v in record.environment.versions.items() if v}
+    return {
+        "spec_digest": record.spec_digest,
+        "data_digest": record.data.digest,
+        "protocol_version": record.protocol_version,
+        "git_commit": record.code.git_commit or "unknown",
+        "device": record.environment.device,
+        "precision": record.environment.precision,
+        "status": record.status,
+        "budget": f"{record.budget.fraction:g}",
+        **versions,
+    }
+
+
+def _figures(record: Record) -> Iterable[tuple[str, float, int]]:
+    """Metrics and curves of a record; a curve's points become steps 0, 1, 2, …."""
+    prefix = "" if record.kind == "train" else f"{record.kind}."
+    for name, value in record.metrics.items():
+        yield f"final.{prefix}{name}", value, record.budget.steps
+    for name, values in record.curves.items():
+        for point, value in enumerate(values):
+            yield f"{prefix}{name}", value, point
+
+
+def _parameters(record: Record) -> Iterable[tuple[str, str]]:
+    for block in ("recipe", "model"):
+        for key, value in record.spec[block].items():
+            yield f"{block}.{key}", json.dumps(value)[:500]
+
+
+def _guarded(action: Callable[[], object], what: str) -> bool:
+    """Do it; on any failure say so in one line and go on."""
+    try:
+        action()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if str(error) != "tracking is off":
+            print(
+                f"warning: MLflow {what} failed ({reason}); the run is not affected, "
+                "`capsrepro mlflow-sync` mends it later.",
+                file=sys.stderr,
+            )
+        return False
+    return True
+
+
+class LiveRun:
+    """A run whose curves can be watched in MLflow while it trains.
+
+    Args:
+        project: Names the server.
+        spec: The run.
+        history: Epochs done before this process, when it resumes.
+    """
+
+    def __init__(self, project: Project, spec: RunSpec, history: list[dict[str, float]]) -> None:
+        self._mirror: Mirror | None = None
+        self._run_id = ""
+
+        def start() -> None:
+            mirror = Mirror(project)
+            self._run_id = mirror.start(spec.name, {"spec_digest": spec.digest})
+            mirror.log_epochs(self._run_id, history)
+            self._mirror = mirror
+
+        _guarded(start, "logging")
+
+    def log_epoch(self, entry: dict[str, float]) -> None:
+        """One call per epoch; after a first failure, none."""
+        mirror = self._mirror
+        if mirror is not None and not _guarded(
+            lambda: mirror.log_epochs(self._run_id, [entry]), "logging"
+        ):
+            self._mirror = None
+
+
+def publish(
+    project: Project, records: Sequence[Record], history: Sequence[dict[str, float]]
+) -> None:
+    """Mirror one run's records; a failure is only a warning."""
+    _guarded(lambda: Mirror(project).publish(records, history), "publication")
+
+
+def read_history(run_folder: Path) -> list[dict[str, float]]:
+    """The epochs of a finished run, as its history file has them."""
+    path = run_folder / "history.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def sync(project: Project, records: Sequence[Record]) -> tuple[int, int]:
+    """Bring the server up to date with all records.
+
+    Returns:
+        Runs published now, and runs there are.
+
+    Raises:
+        CapsreproError: The server cannot be used.
+    """
+    runs: dict[str, list[Record]] = {}
+    for record in records:
+        runs.setdefault(record.run, []).append(record)
+    published = 0
+    try:
+        mirror = Mirror(project)
+        for run, of_run in runs.items():
+            # The train record first: its specification describes the run.
+            ordered = sorted(of_run, key=lambda record: (record.kind != "train", record.kind))
+            history = read_history(project.run_folder(run))
+            published += mirror.publish(ordered, history)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CapsreproError(
+            f"MLflow at {project.tracking_uri} cannot be used ({reason}); "
+            "check MLFLOW_TRACKING_URI, then run `capsrepro mlflow-sync` again."
+        ) from error
+    return published, len(runs)

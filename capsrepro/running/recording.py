@@ -1,0 +1,59 @@
+"""Putting a record together from what a run or an evaluation found."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from capsrepro.config import RunSpec
+from capsrepro.data.prepared import Manifest
+from capsrepro.project import Project
+from capsrepro.records import Budget, Cost, Data, Failure, Record
+from capsrepro.running import provenance
+
+
+def make_record(
+    project: Project,
+    spec: RunSpec,
+    kind: str,
+    *,
+    manifest: Manifest,
+    device: torch.device,
+    specification: dict[str, Any],
+    spec_digest: str,
+    steps: int,
+    failure: Failure | None,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    metrics: Mapping[str, float],
+    curves: dict[str, list[float]],
+    cost: Cost,
+) -> Record:
+    """Put together the record of a run or of an evaluation of one."""
+    full = spec.protocol.full_steps
+    return Record(
+        schema_version=1,
+        kind=kind,
+        run=spec.name,
+        protocol=spec.protocol_name,
+        protocol_version=spec.protocol.version,
+        model=spec.model_name,
+        seed=spec.seed,
+        status="finished" if failure is None else "failed",
+        failure=failure,
+        spec=specification,
+        spec_digest=spec_digest,
+        data=Data(name=manifest["name"], digest=manifest["digest"]),
+        inputs=inputs,
+        outputs=outputs,
+        budget=Budget(steps=steps, full_steps=full, fraction=steps / full),
+        metrics=dict(metrics),
+        curves=curves,
+        code=provenance.describe_code(project.root),
+        environment=provenance.describe_environment(device, spec.protocol.recipe.precision),
+        cost=cost,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,160 @@
+"""The one training loop.
+
+Shape suffixes: B images of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from capsrepro.data.batches import Batch
+from capsrepro.models.convolution import set_reduced_convolutions
+from capsrepro.models.predictions import correct
+from capsrepro.schema import Recipe
+from capsrepro.training.state import REPLAY_STEPS, TrainingState
+
+# A non-finite loss is looked for this often: asking at every step would stall a GPU.
+_CHECK_EVERY = 50
+
+
+class Stream(Protocol):
+    """Where batches come from: a pure function of the step, see `capsrepro.data.batches`."""
+
+    batch_size: int
+
+    @property
+    def items(self) -> int:
+        """Items per epoch."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one optimiser step."""
+
+
+class DivergedError(Exception):
+    """The loss is no longer a finite number.
+
+    Attributes:
+        step: The step at which it was found, at most 50 after it happened.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss was not finite by step {step}")
+        self.step = step
+
+
+class Watcher(Protocol):
+    """What the loop tells the outside while it runs."""
+
+    def on_step(self, state: TrainingState) -> bool:
+        """After every step; false asks the loop to stop here."""
+
+    def on_epoch(self, entry: dict[str, float]) -> None:
+        """After every epoch, with its entry of the history."""
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Continuous exponential decay with a floor (authors' code of DR17, HParams)."""
+    decayed = recipe.learning_rate * recipe.decay_rate ** (step / recipe.decay_steps)
+    return max(float(decayed), recipe.learning_rate_floor)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam over all parameters of the model."""
+    return torch.optim.Adam(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=recipe.adam_betas,
+        eps=recipe.adam_epsilon,
+    )
+
+
+def set_precision(model: nn.Module, precision: str) -> None:
+    """Apply a named precision: float32, tf32 (GPU matrix units) or bf16 convolutions."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    set_reduced_convolutions(model, precision == "bf16")
+
+
+def train_step(state: TrainingState, batch: Batch) -> torch.Tensor:
+    """One optimiser step: forward, losses, backward, update; adds to the epoch's totals.
+
+    Returns:
+        The loss before the update, a scalar on the device.
+    """
+    loss, terms, scores_BK = state.model.objective(*batch)  # type: ignore[operator]
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    with torch.no_grad():
+        B = len(batch.images)
+        wrong = B - correct(scores_BK, batch.labels).sum()
+        sums = {"train_loss": loss * B, "train_error_pct": 100.0 * wrong}
+        sums |= {name: term * B for name, term in terms.items()}
+        for name, value in sums.items():
+            # float64, so that an epoch's sum is as exact as its parts.
+            value = value.detach().double()
+            state.totals[name] = state.totals[name] + value if name in state.totals else value
+        state.images += B
+    return loss.detach()  # type: ignore[no-any-return]
+
+
+def train(state: TrainingState, stream: Stream, recipe: Recipe, watcher: Watcher) -> bool:
+    """Train from `state.step` up to `recipe.steps`.
+
+    Args:
+        state: Model, optimiser and position; changed in place.
+        stream: Batches by step.
+        recipe: How to train.
+        watcher: Told about every step and epoch.
+
+    Returns:
+        True when all steps are done, false when the watcher asked to stop.
+
+    Raises:
+        DivergedError: The loss is not finite.
+    """
+    state.model.train()
+    started = time.perf_counter() - state.wall_time_s
+    epoch_started, epoch_step = time.perf_counter(), state.step
+    while state.step < recipe.steps:
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, state.step)
+        loss = train_step(state, stream.batch(state.step))
+        state.step += 1
+        state.wall_time_s = time.perf_counter() - started
+        if state.step <= REPLAY_STEPS:
+            state.first_losses.append(float(loss))
+        last = state.step == recipe.steps
+        if (state.step % _CHECK_EVERY == 0 or last) and not math.isfinite(float(loss)):
+            raise DivergedError(state.step)
+        done = state.step * stream.batch_size
+        if done % stream.items < stream.batch_size or last:
+            seconds = time.perf_counter() - epoch_started
+            speed = (state.step - epoch_step) * stream.batch_size / seconds
+            watcher.on_epoch(_close_epoch(state, recipe, done / stream.items, speed))
+            epoch_started, epoch_step = time.perf_counter(), state.step
+        if not watcher.on_step(state) and not last:
+            return False
+    return True
+
+
+def _close_epoch(
+    state: TrainingState, recipe: Recipe, epoch: float, images_per_s: float
+) -> dict[str, float]:
+    """Turn the totals into an entry of the history and start the next epoch."""
+    entry = {name: float(total) / state.images for name, total in state.totals.items()}
+    if not all(map(math.isfinite, entry.values())):
+        raise DivergedError(state.step)
+    entry = {"step": state.step, "epoch": epoch} | entry
+    entry |= {
+        "learning_rate": learning_rate(recipe, state.step - 1),
+        "images_per_s": images_per_s,
+    }
+    state.history.append(entry)
+    state.totals, state.images = {}, 0
+    return entry

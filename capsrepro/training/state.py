@@ -1,0 +1,169 @@
+"""Seeds, determinism, and the state that a killed run resumes from, bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import pickle
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capsrepro.errors import CapsreproError
+from capsrepro.files import write_atomically
+
+# How many of the first losses a record keeps, so that `capsrepro verify` can replay them.
+REPLAY_STEPS = 20
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """The seed of a named stream (init, order, augmentation, dropout) of a run, 63 bits.
+
+    Streams are independent: adding one, or drawing more from one, leaves the others alone.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "big") >> 1
+
+
+def make_deterministic() -> None:
+    """Ask torch for algorithms that give the same bits every time on the same hardware."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to hand freed memory back after every step.
+
+    Otherwise each step asks the kernel for gigabytes of fresh pages and spends up to half of its
+    time having them zeroed (measured: docs/performance.md). Elsewhere than on glibc, nothing is
+    done.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 256 * 2**20)
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while a run trains.
+
+    Attributes:
+        model: The network.
+        optimizer: Its optimiser.
+        step: Optimiser steps done.
+        totals: Sums over the steps of the epoch so far, by metric name, on the device.
+        images: Images behind `totals`.
+        history: One entry per finished epoch.
+        first_losses: Losses of the first steps, for `capsrepro verify`.
+        wall_time_s: Training time so far, of earlier sessions too.
+        sessions: 1, and one more for each resume.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    images: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    first_losses: list[float] = field(default_factory=list)
+    wall_time_s: float = 0.0
+    sessions: int = 1
+
+    def document(self, spec_digest: str) -> dict[str, Any]:
+        """What goes into a checkpoint: tensors and plain values only."""
+        document = {
+            "spec_digest": spec_digest,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "totals": self.totals,
+            "images": self.images,
+            "history": self.history,
+            "first_losses": self.first_losses,
+            "wall_time_s": self.wall_time_s,
+            "sessions": self.sessions,
+            "rng": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            document["cuda_rng"] = torch.cuda.get_rng_state_all()
+        return document
+
+    def restore(self, document: dict[str, Any]) -> None:
+        """Take over a checkpoint's contents."""
+        self.model.load_state_dict(document["model"])
+        self.optimizer.load_state_dict(document["optimizer"])
+        for name in ("step", "images", "history", "first_losses", "wall_time_s"):
+            setattr(self, name, document[name])
+        device = next(self.model.parameters()).device
+        self.totals = {name: total.to(device) for name, total in document["totals"].items()}
+        self.sessions = document["sessions"] + 1
+        torch.set_rng_state(document["rng"])
+        if torch.cuda.is_available() and "cuda_rng" in document:
+            torch.cuda.set_rng_state_all(document["cuda_rng"])
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Checkpoints of a run, newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def save_checkpoint(folder: Path, state: TrainingState, spec_digest: str) -> Path:
+    """Write a checkpoint and keep the last two: a full disk must not destroy the good one.
+
+    Raises:
+        CapsreproError: The folder cannot be written to.
+    """
+    path = folder / f"step-{state.step:09d}.pt"
+    document = state.document(spec_digest)
+    write_atomically(path, lambda file: torch.save(document, file))
+    for old in checkpoint_paths(folder)[2:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(folder: Path, spec_digest: str) -> dict[str, Any] | None:
+    """The newest readable checkpoint of this very specification, or None.
+
+    A damaged one is passed over for the one before it; one of another specification is ignored,
+    because params.yaml has changed since.
+    """
+    for path in checkpoint_paths(folder):
+        try:
+            document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+            continue
+        if document.get("spec_digest") == spec_digest:
+            return document
+    return None
+
+
+def choose_device(request: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there.
+
+    Raises:
+        CapsreproError: The device does not exist on this machine.
+    """
+    if request == "auto":
+        request = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(request)
+    except RuntimeError as error:
+        raise CapsreproError(
+            f"{request!r} is no device; use auto, cpu, cuda or cuda:N with --device."
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CapsreproError(
+            f"device {request} is not here ({torch.cuda.device_count()} CUDA devices found); "
+            "use --device cpu, or see `capsrepro doctor`."
+        )
+    return device
