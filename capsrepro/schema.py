@@ -29,11 +29,15 @@ def _as_fraction(value: object) -> Fraction:
         raise ValueError("should be a number or a fraction such as 8/255") from error
 
 
-Epsilon = Annotated[
-    Fraction,
-    BeforeValidator(_as_fraction),
-    PlainSerializer(str, return_type=str, when_used="json"),
-    Field(ge=0),
+def _as_text(value: Fraction) -> str:
+    """Write shares of a byte as `25/255`, not as `5/51`: that is how they are known."""
+    if value.denominator > 1 and 255 % value.denominator == 0:
+        return f"{value * 255}/255"
+    return str(value)
+
+
+Ratio = Annotated[
+    Fraction, BeforeValidator(_as_fraction), PlainSerializer(_as_text, return_type=str), Field(ge=0)
 ]
 
 
@@ -76,7 +80,7 @@ class CapsNetSpec(Entry):
     routing_gradient: Literal["full", "detached"] = Field(
         description="full: through every iteration, as DR17-code; detached: the last one only"
     )
-    primary_scale: Epsilon = Field(
+    primary_scale: Ratio = Field(
         description="factor on the PrimaryCaps convolution before its bias: 1 (text), 1/32 (code)"
     )
     class_bias: bool = Field(description="a bias added to s_j: no (text), yes (code)")
@@ -136,7 +140,7 @@ class FGSMSpec(Entry):
         description="the loss whose gradient is followed; own is the one the model was trained on, "
         "without reconstruction"
     )
-    epsilons: tuple[Epsilon, ...] = Field(
+    epsilons: tuple[Ratio, ...] = Field(
         min_length=1, description="L-infinity radius in raw pixels, where black is 0 and white is 1"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -23,7 +24,8 @@ def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
     """A fresh model of a run, started from its seed: the same on every device."""
     dataset = find_dataset(spec.protocol.dataset)
     fields = spec.model.model_dump(exclude={"family", "stands_for", "reading"})
-    fields = {k: float(v) if k == "primary_scale" else v for k, v in fields.items()}
+    if "primary_scale" in fields:
+        fields["primary_scale"] = float(Fraction(fields["primary_scale"]))
     torch.manual_seed(state.stream_seed(spec.seed, "init"))
     try:
         model: nn.Module = MODELS[spec.model.family](

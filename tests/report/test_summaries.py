@@ -105,7 +105,7 @@ def test_evaluations_join_their_run(params: Params, trained: MakeAll, attacked: 
     runs = trained("capsnet-r3-recon", ERRORS)
     records = runs + [attacked(run, {0.0: 99.7, 8 / 255: 90.0 + run.seed}) for run in runs]
     group = found(group_records(records, params), "mnist/capsnet-r3-recon")
-    condition = {"attack": "fgsm", "epsilon": 0.0313725, "epsilon_unit": "raw-pixels"}
+    condition = {"attack": "fgsm", "epsilon": 0.03137255, "epsilon_unit": "raw-pixels"}
     assert group.values("accuracy_pct", condition) == {0: 90.0, 1: 91.0, 2: 92.0}
     assert group.values("accuracy_pct", {**condition, "loss": "margin", "goal": "untargeted"})
     assert not group.values("accuracy_pct", {**condition, "epsilon_unit": "standardised-pixels"})
