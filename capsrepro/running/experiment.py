@@ -137,6 +137,8 @@ def _out_of_memory(spec: RunSpec, device: torch.device) -> str:
 def _train_and_record(
     project: Project, spec: RunSpec, device: torch.device, checkpoint_every: int
 ) -> Outcome:
+    # Described now: the files may be edited while the run trains.
+    code = provenance.describe_code(project.root)
     state.keep_freed_memory()
     state.make_deterministic()
     model = assembly.build_model(spec, device)
@@ -158,9 +160,9 @@ def _train_and_record(
     seen = training.step * spec.protocol.recipe.batch_size
     energy_after = provenance.energy_j(device)
     record = recording.make_record(
-        project,
         spec,
         KIND,
+        code=code,
         manifest=manifest,
         device=device,
         specification=spec.document(),

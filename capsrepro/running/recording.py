@@ -10,16 +10,15 @@ import torch
 
 from capsrepro.config import RunSpec
 from capsrepro.data.prepared import Manifest
-from capsrepro.project import Project
-from capsrepro.records import Budget, Cost, Data, Failure, Record
+from capsrepro.records import Budget, Code, Cost, Data, Failure, Record
 from capsrepro.running import provenance
 
 
 def make_record(
-    project: Project,
     spec: RunSpec,
     kind: str,
     *,
+    code: Code,
     manifest: Manifest,
     device: torch.device,
     specification: dict[str, Any],
@@ -52,7 +51,7 @@ def make_record(
         budget=Budget(steps=steps, full_steps=full, fraction=steps / full),
         metrics=dict(metrics),
         curves=curves,
-        code=provenance.describe_code(project.root),
+        code=code,
         environment=provenance.describe_environment(device, spec.protocol.recipe.precision),
         cost=cost,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
