@@ -19,8 +19,8 @@ from capsrepro.models.losses import CLASSIFICATION_LOSSES, present
 from capsrepro.models.predictions import correct
 
 
-def attacked_loss(model: nn.Module, loss: str) -> str:
-    """The name of the loss an attack follows: `own` is the one the model was trained on.
+def attacked_loss(model: nn.Module | type[nn.Module], loss: str) -> str:
+    """The name of the loss an attack follows: `own` is the one the model is trained on.
 
     Raises:
         UsageError: There is no loss of this name.

@@ -134,8 +134,8 @@ def _runs(candidate: Candidate) -> str:
     name = f"{candidate.group.protocol}/{candidate.group.model}"
     if candidate.against is not None:
         name += f" against {candidate.against.model}"
-    told = {k: v for k, v in candidate.setting.items() if k in ("attack", "loss")}
-    return name + (f" ({_condition(told)})" if told else "")
+    attack, loss = candidate.setting.get("attack"), candidate.setting.get("loss", "unnamed")
+    return name + (f" ({attack} on the {loss} loss)" if attack else "")
 
 
 def _ours(claim: Claim, verdict: Verdict) -> Cell:

@@ -61,8 +61,8 @@ def percentage(share: float) -> str:
 def epsilon(size: float) -> str:
     """ε in raw pixels as the papers write it: 8/255."""
     grey_levels = Fraction(size * 255).limit_denominator(1000)
-    if grey_levels.denominator == 1:
-        return f"{grey_levels}/255" if grey_levels else "0"
+    if grey_levels.denominator == 1 and 0 < grey_levels < 255:
+        return f"{grey_levels}/255"
     return f"{size:g}"
 
 
@@ -79,7 +79,7 @@ def _named(name: str, value: float) -> str:
     if name.endswith("_pp"):
         return points(value)
     if name.startswith("p_"):
-        return f"{value:.3f}" if value >= 0.001 else "below 0.001"
+        return f"= {value:.3f}" if value >= 0.0005 else "< 0.001"
     return quantity(name, value) if name.endswith("_pct") else plain(value)
 
 

@@ -69,7 +69,7 @@ def _observed(
     """Metric, setting, point and value of all that one run left."""
     for metric, value in _with_accuracy(run.metrics).items():
         yield metric, {}, {}, value
-    for evaluation in evaluations:
+    for evaluation in sorted(evaluations, key=lambda record: record.kind):
         if not _made_from(evaluation, run):
             continue
         setting = _setting(evaluation)

@@ -112,12 +112,12 @@ def ordering_verdict(
     )
     if p_reverse_holm < margins.ordering_alpha:
         numbers["p_holm"] = p_reverse_holm
-        verdict = Verdict("differs (worse)", "the opposite holds, p = {p_holm} (Holm)", numbers)
+        verdict = Verdict("differs (worse)", "the opposite holds, p {p_holm} (Holm)", numbers)
     elif p_holm >= margins.ordering_alpha:
-        verdict = Verdict("inconclusive", "not significant, p = {p_holm} (Holm)", numbers)
+        verdict = Verdict("inconclusive", "not significant, p {p_holm} (Holm)", numbers)
     elif short:
-        reason = "better, p = {p_holm} (Holm), but by {advantage_pct} %, less than is claimed"
+        reason = "better, p {p_holm} (Holm), but by {advantage_pct} %, less than is claimed"
         verdict = Verdict("inconclusive", reason, numbers)
     else:
-        verdict = Verdict("reproduced", "significant, p = {p_holm} (Holm)", numbers)
+        verdict = Verdict("reproduced", "significant, p {p_holm} (Holm)", numbers)
     return complete(verdict, comparison.ours, effect)

@@ -107,7 +107,7 @@ def _model_cells(group: Group) -> list[Cell]:
         "budget": group.budget,
         "superseded": group.superseded,
     }
-    failed, missing = " ".join(map(str, group.failed)), " ".join(map(str, group.missing))
+    failed, missing = ", ".join(map(str, group.failed)), ", ".join(map(str, group.missing))
     asides = [f"{word} {seeds}" for word, seeds in (("failed", failed), ("missing", missing))]
     aside = "; ".join(text for text in asides if not text.endswith(" "))
     seeds: dict[str, Scalar] = {"n": len(group.seeds), "failed": failed, "missing": missing}

@@ -175,7 +175,7 @@ def insufficient(evidence: Evidence, margins: Margins) -> Verdict | None:
     """The verdict on too few seeds, or on seeds of which some failed."""
     if evidence.failed:
         # The mean of the survivors is not the mean of the method.
-        return Verdict("inconclusive", "{failed} seeds failed", {"failed": evidence.failed})
+        return Verdict("inconclusive", "{failed} of its seeds failed", {"failed": evidence.failed})
     if len(evidence.values) < margins.minimum_seeds:
         numbers = {"seeds": len(evidence.values), "needed": margins.minimum_seeds}
         return Verdict("inconclusive", "{seeds} of at least {needed} seeds", numbers)

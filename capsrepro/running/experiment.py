@@ -38,12 +38,12 @@ class Outcome:
     Attributes:
         record: The current record of the run.
         path: Where it is.
-        trained: False when it was there already.
+        done: False when it was there already.
     """
 
     record: Record
     path: Path
-    trained: bool
+    done: bool
 
 
 def manifest_here(project: Project, spec: RunSpec) -> Manifest | None:
@@ -114,7 +114,7 @@ def run_experiment(
         path = record_path(project.run_folder(spec.name), KIND)
         has_weights = (folder / weights.NAME).is_file() or not need_weights
         if record is not None and reason is None and has_weights:
-            return Outcome(record, path, trained=False)
+            return Outcome(record, path, done=False)
         # A missing GPU is said before anything is downloaded.
         device = state.choose_device(project.device)
         try:
@@ -185,7 +185,7 @@ def _train_and_record(
     for old in state.checkpoint_paths(folder):
         old.unlink(missing_ok=True)
     mlflow_sink.publish(project, [record], training.history)
-    return Outcome(record, path, trained=True)
+    return Outcome(record, path, done=True)
 
 
 def _train(

@@ -52,7 +52,7 @@ seeds = st.lists(st.integers(0, 10_000).map(lambda wrong: wrong / 100), min_size
         ([0.38, 0.40, 0.39], {}, "inconclusive", "neither"),
         ([0.25, 0.26], {}, "inconclusive", "2 of at least 3 seeds"),
         ([0.25], {}, "inconclusive", "1 of at least 3 seeds"),
-        ([0.25, 0.26, 0.24], {"failed": 1}, "inconclusive", "1 seeds failed"),
+        ([0.25, 0.26, 0.24], {"failed": 1}, "inconclusive", "1 of its seeds failed"),
         ([0.25, 0.26, 0.24], {"budget": 1 / 150}, "not comparable", "budget 0.00667 of 1"),
         ([9.0, 9.1, 9.2], {"budget": 0.5}, "not comparable", "budget 0.5 of 1"),
         ([0.25], {"budget": 0.5}, "not comparable", "budget 0.5 of 1"),
@@ -364,8 +364,8 @@ WELL, BADLY = [0.25, 0.26, 0.24], [0.35, 0.36, 0.34]
 @pytest.mark.parametrize(
     ("better", "worse", "status", "reason"),
     [
-        (WELL, BADLY, "reproduced", "significant, p = below 0.001 (Holm)"),
-        (BADLY, WELL, "differs (worse)", "the opposite holds, p = below 0.001 (Holm)"),
+        (WELL, BADLY, "reproduced", "significant, p < 0.001 (Holm)"),
+        (BADLY, WELL, "differs (worse)", "the opposite holds, p < 0.001 (Holm)"),
         (WELL, [0.27, 0.25, 0.26], "inconclusive", "not significant"),
         ([0.25] * 3, [0.35] * 3, "inconclusive", "no spread over seeds on either side"),
         (WELL, BADLY[:2], "inconclusive", "2 of at least 3 seeds"),

@@ -1,0 +1,87 @@
+"""`capsrepro report` and `claims`: tables beside the published numbers; never needs torch."""
+
+from __future__ import annotations
+
+import click
+
+from capsrepro.claims import PAPERS, load_claims
+from capsrepro.config import load_params
+from capsrepro.errors import CapsreproError
+from capsrepro.files import write_text
+from capsrepro.project import Project, find_project
+from capsrepro.records import read_records
+from capsrepro.report import page
+from capsrepro.report.rendering import SUFFIXES, Table, render
+from capsrepro.schema import Params
+
+_FORMATS = click.Choice(list(SUFFIXES))
+
+
+def _tables(
+    project: Project, params: Params, protocols: tuple[str, ...] = ()
+) -> dict[str, list[Table]]:
+    return page.all_tables(read_records(project.results), load_claims(), params, protocols)
+
+
+def _with_claims(params: Params) -> list[str]:
+    """Protocols that a paper's claims are judged by, those that README.md shows."""
+    return [name for name, protocol in params.protocols.items() if protocol.judged_as]
+
+
+@click.command()
+@click.argument("protocols", nargs=-1)
+@click.option("--format", "form", type=_FORMATS, default="md", show_default=True)
+@click.option("--write", is_flag=True, help="Also write results/tables in every format.")
+@click.option("--readme", is_flag=True, help="Also bring the tables in README.md up to date.")
+@click.option("--check", is_flag=True, help="Fail when README.md is out of date.")
+def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, check: bool) -> None:
+    """Show the results of protocols (all when none is named) beside the published numbers.
+
+    \b
+    Example:
+      capsrepro report mnist-short --format latex
+    """
+    project = find_project()
+    params = load_params(project.params)
+    tables = _tables(project, params, protocols)
+    shown = [t for name, ts in tables.items() if name not in ("claims", "verdicts") for t in ts]
+    click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
+    if write:
+        paths = page.write_tables(
+            read_records(project.results), load_claims(), params, project.results, protocols
+        )
+        click.echo(f"\nwritten to {paths[0].parent}", err=True)
+    if readme or check:
+        _readme(project, params, check)
+
+
+def _readme(project: Project, params: Params, check: bool) -> None:
+    names = _with_claims(params)
+    blocks = page.readme_blocks(_tables(project, params), names)
+    path = project.root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    updated = page.inject(text, blocks)
+    if check and updated != text:
+        raise CapsreproError(
+            "the tables in README.md are not those of the records; run `capsrepro report --readme`."
+        )
+    if updated != text:
+        write_text(path, updated)
+
+
+@click.command()
+@click.option("--paper", type=click.Choice(list(PAPERS)), help="Only this one's.")
+@click.option("--format", "form", type=_FORMATS, default="md", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+def claims(paper: str | None, form: str, as_json: bool) -> None:
+    """Show every published claim with its source and its verdict today.
+
+    \b
+    Example:
+      capsrepro claims --paper sabour2017
+    """
+    project = find_project()
+    params = load_params(project.params)
+    records = read_records(project.results)
+    tables = page.all_tables(records, load_claims(paper), params)
+    click.echo(render(tables["claims"], "json" if as_json else form).rstrip())  # type: ignore[arg-type]

@@ -1,0 +1,152 @@
+"""`capsrepro run`, `attack` and `verify`: what trains or needs a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from capsrepro.config import RunSpec, load_params, resolve_run
+from capsrepro.project import Project, find_project
+
+Command = Callable[..., Any]
+
+
+def _where(command: Command) -> Command:
+    """Options that say where a command runs; they change no specification."""
+    command = click.option(
+        "--threads", type=click.IntRange(min=1), help="CPU threads; the record names them."
+    )(command)
+    return click.option(
+        "--device", help="auto, cpu, cuda or cuda:N [default: CAPSREPRO_DEVICE, else auto]"
+    )(command)
+
+
+def _resolve(run: str, device: str | None, threads: int | None) -> tuple[Project, RunSpec]:
+    """Project and specification; a wrong name is said before torch is imported."""
+    project = find_project()
+    spec = resolve_run(load_params(project.params), run)
+    if device:
+        project = dataclasses.replace(project, device=device)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    return project, spec
+
+
+@click.command()
+@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
+@_where
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(min=1),
+    default=250,
+    show_default=True,
+    help="Steps between two checkpoints.",
+)
+@click.option("--weights", "need_weights", is_flag=True, help="Train again if they are not here.")
+def run(
+    run_name: str,
+    device: str | None,
+    threads: int | None,
+    checkpoint_every: int,
+    need_weights: bool,
+) -> None:
+    """Train and test one run and write its record.
+
+    Resumes from its checkpoint by itself, and does nothing when a current record exists.
+
+    \b
+    Example:
+      capsrepro run digits/capsnet-r3-recon/seed-0
+    """
+    project, spec = _resolve(run_name, device, threads)
+    from capsrepro.running.control import die_with_parent
+    from capsrepro.running.experiment import run_experiment
+
+    die_with_parent()
+    outcome = run_experiment(
+        project, spec, checkpoint_every=checkpoint_every, need_weights=need_weights
+    )
+    record = outcome.record
+    if record.failure is not None:
+        what = f"failed at step {record.failure.step:,}: {record.failure.reason}"
+    else:
+        what = (
+            f"test error {record.metrics['test_error_pct']:.2f} % "
+            f"({record.metrics['test_errors']:.0f} of {record.metrics['test_images']:,.0f} images)"
+        )
+    prefix = "" if outcome.done else "nothing to do, its record is current: "
+    click.echo(f"{spec.name}: {prefix}{what}; record {_shown(project, outcome.path)}")
+
+
+@click.command()
+@click.argument("kind", metavar="ATTACK")
+@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
+@_where
+def attack(kind: str, run_name: str, device: str | None, threads: int | None) -> None:
+    """Attack a trained run on the whole test set and write a record of it.
+
+    ATTACK is fgsm; its loss and ε grid stand in params.yaml.
+
+    \b
+    Example:
+      capsrepro attack fgsm digits/capsnet-r3-recon/seed-0
+    """
+    project, spec = _resolve(run_name, device, threads)
+    from capsrepro.running.attack import run_attack
+    from capsrepro.running.control import die_with_parent
+
+    die_with_parent()
+    outcome = run_attack(project, spec, kind)
+    curves, settings = outcome.record.curves, outcome.record.spec["attack"]
+    points = ", ".join(
+        f"{accuracy:.1f} % at ε = {epsilon}"
+        for epsilon, accuracy in zip(settings["epsilons"], curves["accuracy_pct"], strict=True)
+    )
+    prefix = "" if outcome.done else "nothing to do, its record is current: "
+    click.echo(
+        f"{spec.name}: {prefix}accuracy under {kind} on the {settings['loss']} loss "
+        f"{points}; record {_shown(project, outcome.path)}"
+    )
+
+
+@click.command()
+@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
+@_where
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def verify(run_name: str, device: str | None, threads: int | None, as_json: bool) -> None:
+    """Replay the first steps of a recorded run and say whether they are the same.
+
+    On the same machine they must be equal bit for bit; elsewhere within the tolerance it states.
+    Exit code 1 when they are not.
+
+    \b
+    Example:
+      capsrepro verify mnist-short/capsnet-r3-recon/seed-0
+    """
+    project, spec = _resolve(run_name, device, threads)
+    from capsrepro.running.replay import replay
+
+    found = replay(project, spec)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found) | {"agrees": found.agrees}))
+    else:
+        machine = "on the same machine" if found.same_machine else "on another machine"
+        verdict = "the same bit for bit" if found.identical else "not the same bits"
+        click.echo(
+            f"{spec.name}: {'agrees' if found.agrees else 'DIFFERS'}: first {found.steps} losses, "
+            f"{machine}, are {verdict} (largest relative difference "
+            f"{found.largest_difference:.1e}, accepted elsewhere {found.tolerance:.0e})"
+        )
+    if not found.agrees:
+        click.get_current_context().exit(1)
+
+
+def _shown(project: Project, path: Any) -> str:
+    """A path as a person in the project's folder would write it."""
+    return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)

@@ -1,0 +1,64 @@
+"""`capsrepro pending` and `mlflow-sync`: what is owed, and the mirror of what is there."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from capsrepro.config import load_params
+from capsrepro.data import DATASETS
+from capsrepro.data.prepared import read_manifest
+from capsrepro.errors import CapsreproError
+from capsrepro.project import Project, find_project
+from capsrepro.records import read_records
+
+
+def _data_digests(project: Project) -> dict[str, str]:
+    """Digest of every data set that is prepared here."""
+    digests = {}
+    for name in DATASETS:
+        try:
+            digests[name] = read_manifest(name, project.data)["digest"]
+        except CapsreproError:
+            continue
+    return digests
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def pending(as_json: bool) -> None:
+    """List the runs that params.yaml asks for and no current record has.
+
+    Each with the reason, and the time it would take going by earlier records of the same model.
+
+    \b
+    Example:
+      capsrepro pending --json
+    """
+    from capsrepro.running.queue import pending_runs
+
+    project = find_project()
+    runs = pending_runs(project, load_params(project.params), _data_digests(project))
+    if as_json:
+        click.echo(json.dumps([run.document() for run in runs], indent=1))
+        return
+    for run in runs:
+        cost = "time unknown" if run.cost_s is None else f"about {run.cost_s / 60:.0f} min"
+        click.echo(f"{run.run}: {run.reason} ({cost})")
+    click.echo(f"{len(runs)} runs pending" if runs else "nothing is pending")
+
+
+@click.command("mlflow-sync")
+def mlflow_sync() -> None:
+    """Bring the MLflow server up to date with the records; run twice, it changes nothing.
+
+    \b
+    Example:
+      MLFLOW_TRACKING_URI=http://localhost:5000 capsrepro mlflow-sync
+    """
+    from capsrepro.running.mlflow_sink import sync
+
+    project = find_project()
+    published, total = sync(project, read_records(project.results))
+    click.echo(f"{published} of {total} runs published to {project.tracking_uri}")

@@ -1,0 +1,93 @@
+"""Checking a recorded run: replay its first steps, or all of it, and compare."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from capsrepro.config import RunSpec
+from capsrepro.errors import CapsreproError
+from capsrepro.project import Project
+from capsrepro.running import assembly, provenance
+from capsrepro.running.experiment import current_record
+from capsrepro.training import loop, state
+
+# Losses of the first steps on other hardware or another torch, relative: sums in another order
+# start at 1e-7 and grow with every step; a different augmentation, start or rate is off by far
+# more.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a replay compares with its record.
+
+    Attributes:
+        steps: Steps replayed.
+        identical: Every loss has the same bits.
+        largest_difference: Largest relative difference of a loss.
+        tolerance: What is accepted on other hardware.
+        same_machine: Device, threads, platform and libraries are those of the record.
+    """
+
+    steps: int
+    identical: bool
+    largest_difference: float
+    tolerance: float
+    same_machine: bool
+
+    @property
+    def agrees(self) -> bool:
+        """Bit for bit on the same machine, within the tolerance elsewhere."""
+        return self.identical or (
+            not self.same_machine and self.largest_difference <= self.tolerance
+        )
+
+
+def replay(project: Project, spec: RunSpec) -> Replay:
+    """Train the first steps of a recorded run again and compare their losses.
+
+    Raises:
+        CapsreproError: There is no current record, or it holds no losses.
+    """
+    record, reason = current_record(project, spec)
+    if record is None or reason is not None:
+        raise CapsreproError(
+            f"{spec.name} has no current record to verify ({reason}); "
+            f"run `capsrepro run {spec.name}` first."
+        )
+    recorded = record.curves.get("first_losses", [])
+    if not recorded:
+        raise CapsreproError(
+            f"the record of {spec.name} holds no losses to compare with; run it again."
+        )
+    device = state.choose_device(project.device)
+    state.keep_freed_memory()
+    state.make_deterministic()
+    assembly.prepare_data(project, spec)
+    model = assembly.build_model(spec, device)
+    recipe = spec.protocol.recipe
+    training = state.TrainingState(model, loop.make_optimizer(model, recipe))
+    stream = assembly.training_stream(project, spec, device)
+    first = recipe.model_copy(update={"steps": len(recorded)})
+    loop.train(training, stream, first, _Silent())
+    differences = [
+        abs(now - then) / max(abs(then), 1e-12)
+        for now, then in zip(training.first_losses, recorded, strict=True)
+    ]
+    here = provenance.describe_environment(device, recipe.precision)
+    return Replay(
+        steps=len(recorded),
+        identical=training.first_losses == recorded,
+        largest_difference=max(differences, default=math.nan),
+        tolerance=_TOLERANCE,
+        same_machine=here == record.environment,
+    )
+
+
+class _Silent:
+    def on_step(self, training: state.TrainingState) -> bool:
+        return True
+
+    def on_epoch(self, entry: dict[str, float]) -> None:
+        pass
