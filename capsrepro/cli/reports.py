@@ -48,7 +48,11 @@ def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, che
     click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
     if write:
         paths = page.write_tables(
-            read_records(project.results), load_claims(), params, project.results, protocols
+            read_records(project.results),
+            load_claims(),
+            params,
+            project.results,
+            protocols or _with_claims(params),
         )
         click.echo(f"\nwritten to {paths[0].parent}", err=True)
     if readme or check:

@@ -27,7 +27,8 @@ def _data_digests(project: Project) -> dict[str, str]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def pending(as_json: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit code 1 when anything is pending.")
+def pending(as_json: bool, check: bool) -> None:
     """List the runs that params.yaml asks for and no current record has.
 
     Each with the reason, and the time it would take going by earlier records of the same model.
@@ -42,11 +43,13 @@ def pending(as_json: bool) -> None:
     runs = pending_runs(project, load_params(project.params), _data_digests(project))
     if as_json:
         click.echo(json.dumps([run.document() for run in runs], indent=1))
-        return
-    for run in runs:
-        cost = "time unknown" if run.cost_s is None else f"about {run.cost_s / 60:.0f} min"
-        click.echo(f"{run.run}: {run.reason} ({cost})")
-    click.echo(f"{len(runs)} runs pending" if runs else "nothing is pending")
+    else:
+        for run in runs:
+            cost = "time unknown" if run.cost_s is None else f"about {run.cost_s / 60:.0f} min"
+            click.echo(f"{run.run}: {run.reason} ({cost})")
+        click.echo(f"{len(runs)} runs pending" if runs else "nothing is pending")
+    if check and runs:
+        click.get_current_context().exit(1)
 
 
 @click.command("mlflow-sync")

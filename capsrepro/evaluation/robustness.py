@@ -9,6 +9,7 @@ Shape suffixes: B images, C channels, H rows, W columns, K classes, L labels per
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,12 @@ from capsrepro.models.losses import CLASSIFICATION_LOSSES, present
 from capsrepro.models.predictions import correct
 
 
-def attacked_loss(model: nn.Module | type[nn.Module], loss: str) -> str:
+def attacked_loss(model: Any, loss: str) -> str:
     """The name of the loss an attack follows: `own` is the one the model is trained on.
+
+    Args:
+        model: A model or its class; only `classification_loss` is looked at.
+        loss: `own` or a key of `CLASSIFICATION_LOSSES`.
 
     Raises:
         UsageError: There is no loss of this name.

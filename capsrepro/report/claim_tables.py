@@ -17,7 +17,7 @@ from capsrepro.report.formatting import (
     summary_values,
 )
 from capsrepro.report.judging import Candidate, Judgement
-from capsrepro.report.measurements import Fact
+from capsrepro.report.measurements import Fact, loss_of
 from capsrepro.report.rendering import Cell, Column, Scalar, Table
 from capsrepro.report.tables import NOTHING
 from capsrepro.report.verdicts import Status, Verdict
@@ -134,8 +134,8 @@ def _runs(candidate: Candidate) -> str:
     name = f"{candidate.group.protocol}/{candidate.group.model}"
     if candidate.against is not None:
         name += f" against {candidate.against.model}"
-    attack, loss = candidate.setting.get("attack"), candidate.setting.get("loss", "unnamed")
-    return name + (f" ({attack} on the {loss} loss)" if attack else "")
+    attack = candidate.setting.get("attack")
+    return name + (f" ({attack} on the {loss_of(candidate.setting)} loss)" if attack else "")
 
 
 def _ours(claim: Claim, verdict: Verdict) -> Cell:

@@ -1,8 +1,8 @@
 """What runs and their evaluations measured, and under which conditions.
 
 What an evaluation's record must hold to be found again: the attack in `kind`, its parameters in
-`spec["attack"]` (loss, goal, epsilon_unit, …), and `curves` of which those named in METRICS are
-measured and the others (epsilon, iteration) say at which points.
+`spec["attack"]` (attacked_loss, epsilon_unit, goal where it is targeted, …), and `curves`, of which
+those named in METRICS are measured and the others (epsilon, iteration) say at which points.
 """
 
 from __future__ import annotations
@@ -97,6 +97,11 @@ def _setting(evaluation: Record) -> dict[str, Fact]:
     recorded = told.items() if isinstance(told, dict) else ()
     scalars = {key: value for key, value in recorded if isinstance(value, str | int | float)}
     return {**_USUAL_ATTACK, **scalars, "attack": evaluation.kind}
+
+
+def loss_of(setting: Mapping[str, Fact]) -> str:
+    """The loss an attack followed; `own` is only what was asked for, not which loss that was."""
+    return str(setting.get("attacked_loss", setting.get("loss", "unnamed")))
 
 
 def _points(

@@ -137,7 +137,7 @@ def _group(
         reading=str(first.spec["model"]["reading"]),
         stands_for=str(first.spec["model"]["stands_for"]),
         judged_as=protocol.judged_as if protocol else None,
-        budget=first.budget.fraction,
+        budget=_budget(first, finished),
         superseded=superseded,
         seeds=tuple(sorted(r.seed for r in finished)),
         failed={
@@ -149,6 +149,13 @@ def _group(
         uncommitted=tuple(sorted(r.seed for r in records if r.code.git_dirty)),
         measurements=measurements(finished, evaluations),
     )
+
+
+def _budget(first: Record, finished: list[Record]) -> float:
+    """A failed run stopped early: its record says how far it came, not how far it was to go."""
+    if finished:
+        return finished[0].budget.fraction
+    return float(first.spec["recipe"]["steps"]) / first.budget.full_steps
 
 
 def _empty(run: RunSpec, seeds: list[int]) -> Group:

@@ -17,7 +17,7 @@ from capsrepro.report.formatting import (
     summary_values,
 )
 from capsrepro.report.judging import Judgement
-from capsrepro.report.measurements import Fact, Measurement
+from capsrepro.report.measurements import Fact, Measurement, loss_of
 from capsrepro.report.rendering import Cell, Column, Scalar, Table
 from capsrepro.report.statistics import binomial_standard_error, summarise
 from capsrepro.report.summaries import Group
@@ -214,8 +214,7 @@ def _notes(groups: Sequence[Group], confidence: float) -> Iterator[str]:
     losses: dict[str, list[str]] = {}
     for group in groups:
         for measurement in _fgsm(group).get("accuracy_pct", [])[:1]:
-            loss = str(measurement.setting.get("loss", "unnamed"))
-            losses.setdefault(loss, []).append(group.model)
+            losses.setdefault(loss_of(measurement.setting), []).append(group.model)
     if losses:
         told = "; ".join(f"{loss} ({', '.join(models)})" for loss, models in losses.items())
         yield (

@@ -16,7 +16,7 @@ from capsrepro.evaluation.robustness import attacked_loss, measure_fgsm
 from capsrepro.files import digest
 from capsrepro.models import MODELS
 from capsrepro.project import Project
-from capsrepro.records import Cost, Record, find_record, record_path, stale_reason, write_record
+from capsrepro.records import Cost, Record, find_record, record_path, stale_reason
 from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
 from capsrepro.running.experiment import Outcome, current_record
 from capsrepro.training import loop, state
@@ -86,7 +86,7 @@ def run_attack(project: Project, spec: RunSpec, kind: str) -> Outcome:
             )
         device = state.choose_device(project.device)
         record = _attack_and_record(project, spec, kind, trained, device)
-        write_record(project.run_folder(spec.name), record)
+        recording.keep_record(project, record)
         history = mlflow_sink.read_history(project.run_folder(spec.name))
         mlflow_sink.publish(project, [trained, record], history)
         return Outcome(record, path, done=True)

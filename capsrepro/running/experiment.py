@@ -22,7 +22,6 @@ from capsrepro.records import (
     find_record,
     record_path,
     stale_reason,
-    write_record,
 )
 from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
 from capsrepro.training import loop, state
@@ -181,7 +180,7 @@ def _train_and_record(
             sessions=training.sessions,
         ),
     )
-    path = write_record(project.run_folder(spec.name), record)
+    path = recording.keep_record(project, record)
     for old in state.checkpoint_paths(folder):
         old.unlink(missing_ok=True)
     mlflow_sink.publish(project, [record], training.history)

@@ -125,8 +125,13 @@ def attacked() -> Callable[..., Record]:
     """Make the FGSM record of a run's record."""
 
     def make(run: Record, accuracies: dict[float, float], **changes: Any) -> Record:
-        attack = {"loss": changes.pop("loss", "margin"), "epsilons": [str(e) for e in accuracies]}
-        attack |= changes.pop("attack", {})
+        attack = {
+            "loss": "own",
+            "epsilons": [str(epsilon) for epsilon in accuracies],
+            "name": "fgsm",
+            "attacked_loss": changes.pop("loss", "margin"),
+            "epsilon_unit": "raw-pixels",
+        }
         fields: dict[str, Any] = {
             "kind": "fgsm",
             "spec": {**run.spec, "attack": attack},

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from capsrepro.records import Record
+from capsrepro.records import Budget, Record
 from capsrepro.report.summaries import Group, group_records
 from capsrepro.schema import Params
 
@@ -54,6 +54,14 @@ def test_failed_and_missing_seeds_are_told_apart(params: Params, run_record: Mak
     ]
     group = found(group_records(records, params), "mnist/capsnet-r3-recon")
     assert (group.seeds, dict(group.failed), group.missing) == ((0,), {1: "loss is NaN"}, (2,))
+
+
+def test_a_failed_run_does_not_shrink_the_budget(params: Params, run_record: Make) -> None:
+    early = Budget(steps=120, full_steps=300_000, fraction=120 / 300_000)
+    failed = run_record("mnist/capsnet-r3-recon/seed-0", failure="loss is NaN", budget=early)
+    finished = run_record("mnist/capsnet-r3-recon/seed-1", {"test_error_pct": 0.25})
+    for records in ([failed], [failed, finished]):
+        assert found(group_records(records, params), "mnist/capsnet-r3-recon").budget == 1
 
 
 def test_versions_never_share_a_group(params: Params, trained: MakeAll) -> None:
@@ -107,10 +115,12 @@ def test_evaluations_join_their_run(params: Params, trained: MakeAll, attacked: 
     group = found(group_records(records, params), "mnist/capsnet-r3-recon")
     condition = {"attack": "fgsm", "epsilon": 0.03137255, "epsilon_unit": "raw-pixels"}
     assert group.values("accuracy_pct", condition) == {0: 90.0, 1: 91.0, 2: 92.0}
-    assert group.values("accuracy_pct", {**condition, "loss": "margin", "goal": "untargeted"})
+    assert group.values(
+        "accuracy_pct", {**condition, "attacked_loss": "margin", "goal": "untargeted"}
+    )
     assert not group.values("accuracy_pct", {**condition, "epsilon_unit": "standardised-pixels"})
     assert not group.values("accuracy_pct", {**condition, "attack": "bim"})
-    assert not group.values("accuracy_pct", {**condition, "loss": "cross-entropy"})
+    assert not group.values("accuracy_pct", {**condition, "attacked_loss": "cross-entropy"})
     assert not group.values("accuracy_pct", {**condition, "epsilon": 0.03})
     assert group.test_images({"attack": "none of ours"}) == 10_000
 
