@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
-from capsrepro.schema import Entry, ModelSpec, Params, Protocol
+from capsrepro.schema import FAMILIES, Entry, ModelSpec, Params, Protocol
 
 _RUN_NAME = re.compile(r"^(?P<protocol>[\w.-]+)/(?P<model>[\w.-]+)/seed-(?P<seed>\d+)$")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -88,6 +88,11 @@ def load_params(path: Path) -> Params:
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise UsageError(f"{path} is not valid YAML ({where}); mend that line.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text (byte {error.start}); "
+            f"restore it with `git checkout {path.name}`."
+        ) from error
     try:
         params = Params.model_validate(document)
     except ValidationError as error:
@@ -99,7 +104,7 @@ def load_params(path: Path) -> Params:
 def _explain(error: ValidationError, text: str, path: Path) -> str:
     first = error.errors()[0]
     # pydantic puts the tag of a tagged union into the location; the file has no such key.
-    keys = [key for key in first["loc"] if key not in ("capsnet", "baseline-cnn")]
+    keys = [key for key in first["loc"] if key not in FAMILIES]
     name = ".".join(map(str, keys)) or "the file"
     problem = {
         "extra_forbidden": "is not a known key",

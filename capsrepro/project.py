@@ -64,7 +64,7 @@ def find_project() -> Project:
         )
 
     def folder(variable: str, default: str) -> Path:
-        return root / os.environ.get(variable, default)
+        return root / (os.environ.get(variable) or default)
 
     return Project(
         root=root,
@@ -72,6 +72,6 @@ def find_project() -> Project:
         results=folder("CAPSREPRO_RESULTS", "results"),
         checkpoints=folder("CAPSREPRO_CHECKPOINTS", "checkpoints"),
         mirror=os.environ.get("CAPSREPRO_MIRROR") or None,
-        device=os.environ.get("CAPSREPRO_DEVICE", "auto"),
+        device=os.environ.get("CAPSREPRO_DEVICE") or "auto",
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db",
     )

@@ -6,14 +6,16 @@ by hand is refused, because nobody could trace its figures to a run.
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capsrepro.errors import CapsreproError
-from capsrepro.files import digest, write_json
+from capsrepro.files import digest, write_json, write_text
 
 SCHEMA_VERSION = 1
 
@@ -189,3 +191,31 @@ def stale_reason(
     if data_digest is not None and record.data.digest != data_digest:
         return "the prepared data have changed"
     return None
+
+
+def write_index(results: Path, protocols: Iterable[str]) -> Path:
+    """List the seal of every record of these protocols in `results/index.json`.
+
+    The report stage of DVC depends on this file, so that it notices new records without pulling in
+    the training of those that are still missing.
+
+    Returns:
+        Its path; it is left alone when it says the same already.
+
+    Raises:
+        CapsreproError: A record is damaged or the folder cannot be written to.
+    """
+    path, runs = results / "index.json", results / "runs"
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ".index.lock").open("w") as lock:
+        # Several runs may end at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        seals = {
+            record.relative_to(runs).with_suffix("").as_posix(): read_record(record).seal
+            for name in sorted(protocols)
+            for record in sorted((runs / name).glob("*/seed-*/*.json"))
+        }
+        text = json.dumps(seals, indent=1) + "\n"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+    return path

@@ -113,6 +113,7 @@ class BaselineCNNSpec(Entry):
 
 
 ModelSpec = Annotated[CapsNetSpec | BaselineCNNSpec, Field(discriminator="family")]
+FAMILIES = ("capsnet", "baseline-cnn")
 
 
 class Recipe(Entry):
@@ -192,3 +193,8 @@ class Params(Entry):
     )
     models: dict[str, dict[str, ModelSpec]] = Field(description="named models by image size")
     protocols: dict[str, Protocol]
+
+    @property
+    def judged_protocols(self) -> list[str]:
+        """Protocols whose results stand beside a paper's claims."""
+        return [name for name, protocol in self.protocols.items() if protocol.judged_as]

@@ -74,8 +74,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     except CapsreproError as error:
         click.echo(f"capsrepro: {error}", err=True)
         return error.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        command = context.command_path if context else "capsrepro"
+        what = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"capsrepro: {what}; see `{command} --help`.", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("capsrepro: interrupted; nothing was left half-written.", err=True)

@@ -9,7 +9,7 @@ from capsrepro.config import load_params
 from capsrepro.errors import CapsreproError
 from capsrepro.files import write_text
 from capsrepro.project import Project, find_project
-from capsrepro.records import read_records
+from capsrepro.records import read_records, write_index
 from capsrepro.report import page
 from capsrepro.report.rendering import SUFFIXES, Table, render
 from capsrepro.schema import Params
@@ -21,11 +21,6 @@ def _tables(
     project: Project, params: Params, protocols: tuple[str, ...] = ()
 ) -> dict[str, list[Table]]:
     return page.all_tables(read_records(project.results), load_claims(), params, protocols)
-
-
-def _with_claims(params: Params) -> list[str]:
-    """Protocols that a paper's claims are judged by, those that README.md shows."""
-    return [name for name, protocol in params.protocols.items() if protocol.judged_as]
 
 
 @click.command()
@@ -47,12 +42,13 @@ def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, che
     shown = [t for name, ts in tables.items() if name not in ("claims", "verdicts") for t in ts]
     click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
     if write:
+        write_index(project.results, params.judged_protocols)
         paths = page.write_tables(
             read_records(project.results),
             load_claims(),
             params,
             project.results,
-            protocols or _with_claims(params),
+            protocols or params.judged_protocols,
         )
         click.echo(f"\nwritten to {paths[0].parent}", err=True)
     if readme or check:
@@ -60,8 +56,7 @@ def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, che
 
 
 def _readme(project: Project, params: Params, check: bool) -> None:
-    names = _with_claims(params)
-    blocks = page.readme_blocks(_tables(project, params), names)
+    blocks = page.readme_blocks(_tables(project, params), params.judged_protocols)
     path = project.root / "README.md"
     text = path.read_text(encoding="utf-8")
     updated = page.inject(text, blocks)

@@ -67,6 +67,15 @@ def mix_counters(seed: int, epoch: Tensor | int, item: Tensor) -> Tensor:
     return mix(stream ^ mix(item))
 
 
+def _unit(bytes_BCHW: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1].
+
+    The divisor is a tensor on the device: by a Python number, CUDA multiplies with the reciprocal,
+    and half of the 256 values would differ from the CPU's in their last bit.
+    """
+    return bytes_BCHW.float() / torch.full((), 255.0, device=bytes_BCHW.device)
+
+
 class TrainingStream:
     """An endless sequence of augmented batches over one split.
 
@@ -121,7 +130,7 @@ class TrainingStream:
                 )
             ]
         )
-        images = self._shifted(items, epochs).float() / 255
+        images = _unit(self._shifted(items, epochs))
         return Batch(images, self.labels[items], images.unsqueeze(1))
 
     def _order_of_epoch(self, epoch: int) -> Tensor:
@@ -173,5 +182,5 @@ class EvaluationSplit:
         """All batches once; the last one may be smaller."""
         for first in range(0, self.items, self.batch_size):
             chosen = slice(first, first + self.batch_size)
-            images = self.images[chosen].float() / 255
+            images = _unit(self.images[chosen])
             yield Batch(images, self.labels[chosen], images.unsqueeze(1))

@@ -79,10 +79,15 @@ def run_attack(project: Project, spec: RunSpec, kind: str) -> Outcome:
         if record is not None and reason is None:
             return Outcome(record, path, done=False)
         trained, stale = current_record(project, spec)
-        if trained is None or stale is not None or trained.status == "failed":
+        if trained is None or stale is not None:
             raise CapsreproError(
-                f"{spec.name} has no trained model to attack ({stale or 'its training failed'}); "
+                f"{spec.name} has no trained model to attack ({stale}); "
                 f"run `capsrepro run {spec.name}` first."
+            )
+        if trained.failure is not None:
+            raise CapsreproError(
+                f"{spec.name} has no trained model to attack: its training failed "
+                f"({trained.failure.reason}); attack another seed or change its recipe."
             )
         device = state.choose_device(project.device)
         record = _attack_and_record(project, spec, kind, trained, device)

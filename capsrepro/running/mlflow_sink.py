@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,26 @@ class Mirror:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # Alembic announces every table of a new database otherwise.
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        # MLflow asks a dead server for more than two minutes at every call otherwise.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         try:
             from mlflow import MlflowClient
         except ImportError as error:
             raise UnavailableError("mlflow is not installed") from error
-        self._client = MlflowClient(tracking_uri=project.tracking_uri)
-        # Several processes that open a fresh database at once break each other's migrations.
-        with (project.root / ".mlflow.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        self._lock_path = project.root / ".mlflow.lock"
+        # Several processes that open a fresh database at once break each other's migrations; the
+        # client opens it as soon as it is made.
+        with self._alone():
+            self._client = MlflowClient(tracking_uri=project.tracking_uri)
             self._client.search_experiments(max_results=1)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the other processes of this project out."""
+        with self._lock_path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def find(self, experiment: str, key: str) -> Any | None:
         """The run that carries this key, or None."""
@@ -62,13 +74,15 @@ class Mirror:
 
     def parent(self, protocol: str, model: str) -> tuple[str, str]:
         """Experiment and parent run of a model, made where missing."""
-        known = self._client.get_experiment_by_name(protocol)
-        experiment = known.experiment_id if known else self._client.create_experiment(protocol)
         key = f"{protocol}/{model}"
-        run = self.find(experiment, key) or self._client.create_run(
-            experiment, tags={_KEY: key}, run_name=model
-        )
-        self._client.set_terminated(run.info.run_id)
+        # Two runs of one model that start together must not both make its parent.
+        with self._alone():
+            known = self._client.get_experiment_by_name(protocol)
+            experiment = known.experiment_id if known else self._client.create_experiment(protocol)
+            run = self.find(experiment, key) or self._client.create_run(
+                experiment, tags={_KEY: key}, run_name=model
+            )
+            self._client.set_terminated(run.info.run_id)
         return experiment, run.info.run_id
 
     def start(self, key: str, tags: dict[str, str]) -> str:
@@ -155,13 +169,18 @@ def _parameters(record: Record) -> Iterable[tuple[str, str]]:
             yield f"{block}.{key}", json.dumps(value)[:500]
 
 
-def _guarded(action: Callable[[], object], what: str) -> bool:
+# Of each server, trouble is said once per process.
+_warned_of: set[str] = set()
+
+
+def _guarded(project: Project, action: Callable[[], object], what: str) -> bool:
     """Do it; on any failure say so in one line and go on."""
     try:
         action()
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if str(error) != "tracking is off":
+        if str(error) != "tracking is off" and project.tracking_uri not in _warned_of:
+            _warned_of.add(project.tracking_uri)
             print(
                 f"warning: MLflow {what} failed ({reason}); the run is not affected, "
                 "`capsrepro mlflow-sync` mends it later.",
@@ -182,7 +201,7 @@ class LiveRun:
 
     def __init__(self, project: Project, spec: RunSpec, history: list[dict[str, float]]) -> None:
         self._mirror: Mirror | None = None
-        self._run_id = ""
+        self._project, self._run_id = project, ""
 
         def start() -> None:
             mirror = Mirror(project)
@@ -190,13 +209,13 @@ class LiveRun:
             mirror.log_epochs(self._run_id, history)
             self._mirror = mirror
 
-        _guarded(start, "logging")
+        _guarded(project, start, "logging")
 
     def log_epoch(self, entry: dict[str, float]) -> None:
         """One call per epoch; after a first failure, none."""
         mirror = self._mirror
         if mirror is not None and not _guarded(
-            lambda: mirror.log_epochs(self._run_id, [entry]), "logging"
+            self._project, lambda: mirror.log_epochs(self._run_id, [entry]), "logging"
         ):
             self._mirror = None
 
@@ -205,7 +224,7 @@ def publish(
     project: Project, records: Sequence[Record], history: Sequence[dict[str, float]]
 ) -> None:
     """Mirror one run's records; a failure is only a warning."""
-    _guarded(lambda: Mirror(project).publish(records, history), "publication")
+    _guarded(project, lambda: Mirror(project).publish(records, history), "publication")
 
 
 def read_history(run_folder: Path) -> list[dict[str, float]]:

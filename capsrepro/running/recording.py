@@ -1,10 +1,8 @@
-"""Putting a record together from what a run or an evaluation found, and the index of records."""
+"""Putting a record together from what a run or an evaluation found."""
 
 from __future__ import annotations
 
 import datetime
-import fcntl
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ import torch
 
 from capsrepro.config import RunSpec, load_params
 from capsrepro.data.prepared import Manifest
-from capsrepro.files import write_json
 from capsrepro.project import Project
-from capsrepro.records import Budget, Code, Cost, Data, Failure, Record, write_record
+from capsrepro.records import Budget, Code, Cost, Data, Failure, Record, write_index, write_record
 from capsrepro.running import provenance
 
 
@@ -70,26 +67,5 @@ def keep_record(project: Project, record: Record) -> Path:
         CapsreproError: The results folder cannot be written to.
     """
     path = write_record(project.run_folder(record.run), record)
-    write_index(project)
+    write_index(project.results, load_params(project.params).judged_protocols)
     return path
-
-
-def write_index(project: Project) -> None:
-    """List the seal of every record that a claim may be judged by, in `results/index.json`.
-
-    The report stage of DVC depends on this file, so that it notices new records without pulling in
-    the training of those that are still missing.
-    """
-    protocols = load_params(project.params).protocols
-    judged = [name for name, protocol in protocols.items() if protocol.judged_as]
-    runs = project.results / "runs"
-    with (project.results / ".index.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        seals = {
-            path.relative_to(runs).with_suffix("").as_posix(): json.loads(path.read_text())["seal"]
-            for name in sorted(judged)
-            for path in sorted((runs / name).glob("*/seed-*/*.json"))
-        }
-        path = project.results / "index.json"
-        if not path.is_file() or json.loads(path.read_text()) != seals:
-            write_json(path, seals)

@@ -6,19 +6,32 @@ import ctypes
 import hashlib
 import os
 import pickle
+import re
 import sys
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from capsrepro.errors import CapsreproError
+from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import write_atomically
 
 # How many of the first losses a record keeps, so that `capsrepro verify` can replay them.
 REPLAY_STEPS = 20
+
+# What torch.load and zipfile raise, depending on where a file is damaged.
+_DAMAGED = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -120,14 +133,29 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 def save_checkpoint(folder: Path, state: TrainingState, spec_digest: str) -> Path:
     """Write a checkpoint and keep the last two: a full disk must not destroy the good one.
 
+    Checkpoints of later steps go too: they are damaged or of another specification, or this run
+    would have resumed from them.
+
     Raises:
         CapsreproError: The folder cannot be written to.
     """
     path = folder / f"step-{state.step:09d}.pt"
     document = state.document(spec_digest)
-    write_atomically(path, lambda file: torch.save(document, file))
-    for old in checkpoint_paths(folder)[2:]:
-        old.unlink(missing_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(document, file)
+        except RuntimeError as error:
+            # torch speaks of a wrong position in the file; that the disk is full stands behind it.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_atomically(path, write)
+    earlier = [old for old in checkpoint_paths(folder) if old < path]
+    for old in checkpoint_paths(folder):
+        if old not in (path, *earlier[:1]):
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -139,8 +167,12 @@ def load_checkpoint(folder: Path, spec_digest: str) -> dict[str, Any] | None:
     """
     for path in checkpoint_paths(folder):
         try:
+            # torch.load does not look at the checksums that torch.save wrote.
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    continue
             document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+        except _DAMAGED:
             continue
         if document.get("spec_digest") == spec_digest:
             return document
@@ -151,16 +183,14 @@ def choose_device(request: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there.
 
     Raises:
+        UsageError: This is no device that training runs on.
         CapsreproError: The device does not exist on this machine.
     """
     if request == "auto":
         request = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(request)
-    except RuntimeError as error:
-        raise CapsreproError(
-            f"{request!r} is no device; use auto, cpu, cuda or cuda:N with --device."
-        ) from error
+    if re.fullmatch(r"cpu|cuda(:\d{1,2})?", request) is None:
+        raise UsageError(f"{request!r} is no device; use auto, cpu, cuda or cuda:N with --device.")
+    device = torch.device(request)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CapsreproError(
             f"device {request} is not here ({torch.cuda.device_count()} CUDA devices found); "

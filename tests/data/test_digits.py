@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from capsrepro.data import DATASETS, digits
-from capsrepro.data.preparation import prepare_dataset
 from capsrepro.data.digits import held_out, prepare
+from capsrepro.data.preparation import prepare_dataset
 from capsrepro.errors import CapsreproError, UsageError
 
 PARAMETERS = DATASETS["digits"].parameters

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from capsrepro.data import DATASETS
-from capsrepro.data.preparation import dataset_state, prepare_dataset
 from capsrepro.data.mnist import IMAGES_MAGIC, LABELS_MAGIC, prepare, read_idx
+from capsrepro.data.preparation import dataset_state, prepare_dataset
 from capsrepro.data.prepared import load_split
 from capsrepro.data.sources import SOURCES
 from capsrepro.errors import CapsreproError, UsageError

@@ -1,0 +1,110 @@
+"""DVC end to end, in a copy of this checkout with the budgets cut to seconds."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+MIRROR = ROOT.parent / "shared" / "datasets"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def call(folder: Path, *command: str, **environment: str) -> str:
+    """Run a command of the environment in a folder; returns everything it printed."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CAPSREPRO")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "MLFLOW_TRACKING_URI": "off", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=clean | settings | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    return call(folder, "git", *identity, *arguments)
+
+
+def cut(params: dict) -> None:
+    """One small model, one seed and a few steps for every protocol."""
+    for name, block in params["models"].items():
+        params["models"][name] = {"capsnet-r3-recon": block["capsnet-r3-recon"]}
+        if name != "digits":
+            block["capsnet-r3-recon"] |= {"conv1_channels": 4, "primary_types": 2, "primary_dim": 4}
+    for name, protocol in params["protocols"].items():
+        protocol["run_models"], protocol["run_seeds"] = ["capsnet-r3-recon"], [0]
+        protocol["recipe"]["steps"] = 12 if name == "digits" else 3
+        protocol["attacks"]["fgsm"]["epsilons"] = [0, "8/255"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with the files of this one, committed, and small budgets."""
+    folder = tmp_path / "clone"
+    listed = call(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+    for name in filter(None, listed.split("\0")):
+        # Our own records belong to the full budgets.
+        if (ROOT / name).is_file() and not name.startswith("results/") and "dvc.lock" not in name:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    cut(params)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "copy")
+    return folder
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '([^']*)'", output)
+
+
+def test_one_protocol_runs_once_and_prints_its_table(checkout: Path) -> None:
+    output = call(checkout, "dvc", "repro", "pipelines/digits/dvc.yaml")
+    stages = [name.split(":")[-1] for name in stages_run(output)]
+    assert stages == [
+        "prepare@digits",
+        "train@capsnet-r3-recon-0",
+        "attack@capsnet-r3-recon-0",
+        "report",
+    ]
+    run = checkout / "results/runs/digits/capsnet-r3-recon/seed-0"
+    assert {path.name for path in run.iterdir()} == {"train.json", "fgsm.json", "history.jsonl"}
+    assert "| capsnet-r3-recon | text" in output
+    assert stages_run(call(checkout, "dvc", "repro", "pipelines/digits/dvc.yaml")) == []
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not MIRROR.is_dir(), reason=f"{MIRROR} with the files of MNIST is not here")
+def test_everything_runs_once_and_a_clone_with_records_only_reports(checkout: Path) -> None:
+    output = call(checkout, "dvc", "repro", CAPSREPRO_MIRROR=str(MIRROR))
+    assert "nothing is pending" in output
+    stages = stages_run(output)
+    assert stages[-2:] == ["runs", "report"]
+    assert len(stages) == len(set(stages)) == 2 + 3 * 2 + 2  # prepare, train and attack, root
+    assert stages_run(call(checkout, "dvc", "repro", CAPSREPRO_MIRROR=str(MIRROR))) == []
+
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-qm", "records")
+    tables = {p.name: p.read_bytes() for p in (checkout / "results/tables").iterdir()}
+    clone = checkout.parent / "fresh"
+    git(checkout.parent, "clone", "-q", str(checkout), str(clone))
+    shutil.rmtree(clone / "results/tables")
+    # No mirror and no data: anything but the report would fail here.
+    assert stages_run(call(clone, "dvc", "repro", "report")) == ["report"]
+    assert {p.name: p.read_bytes() for p in (clone / "results/tables").iterdir()} == tables
+    assert not (clone / "data").exists()
