@@ -17,7 +17,7 @@ setup: $(STAMP) ## Make the environment in .venv from uv.lock
 		|| python3 -m pip install --quiet --target .uv uv
 
 $(STAMP): pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
-	$(UV) sync --locked --all-extras --quiet
+	$(UV) sync --locked --all-extras --compile-bytecode --quiet
 	@touch $@
 
 digits: $(STAMP) ## Run the whole pipeline on the embedded data set and print its table

@@ -81,6 +81,7 @@ def load_params(path: Path) -> Params:
     try:
         text = path.read_text(encoding="utf-8")
         document = yaml.load(text, Loader=_Loader)
+        _refuse_doubled_keys(yaml.compose(text, Loader=_Loader), path)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; restore it with `git checkout {path.name}`."
@@ -101,10 +102,29 @@ def load_params(path: Path) -> Params:
     return params
 
 
+def _refuse_doubled_keys(node: yaml.Node | None, path: Path) -> None:
+    """YAML would silently take the last of two equal keys."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_doubled_keys(value, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise UsageError(
+                f"{path}, line {line}: {key.value} stands here a second time after line "
+                f"{lines[key.value]}; keep one of them."
+            )
+        lines[str(key.value)] = line
+        _refuse_doubled_keys(value, path)
+
+
 def _explain(error: ValidationError, text: str, path: Path) -> str:
     first = error.errors()[0]
-    # pydantic puts the tag of a tagged union into the location; the file has no such key.
-    keys = [key for key in first["loc"] if key not in FAMILIES]
+    # pydantic puts the branch of a union into the location; the file has no such key.
+    keys = [key for key in first["loc"] if key not in (*FAMILIES, "int", "float", "str")]
     name = ".".join(map(str, keys)) or "the file"
     problem = {
         "extra_forbidden": "is not a known key",

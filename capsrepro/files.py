@@ -49,6 +49,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed `write_atomically` left; the caller keeps other writers out."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable: without this a power cut can undo it."""
     descriptor = os.open(folder, os.O_RDONLY)

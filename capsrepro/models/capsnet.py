@@ -109,15 +109,8 @@ class CapsNet(nn.Module):
         self.reconstruction_weight = reconstruction_weight
 
         self.conv1 = Conv2d(image_shape[0], conv1_channels, conv1_kernel, padding=padding)
-        self.primary = PrimaryCapsules(
-            conv1_channels,
-            primary_types,
-            primary_dim,
-            primary_kernel,
-            primary_stride,
-            padding,
-            primary_scale,
-        )
+        geometry = (primary_types, primary_dim, primary_kernel, primary_stride)
+        self.primary = PrimaryCapsules(conv1_channels, *geometry, padding, primary_scale)
         rows, columns = (
             output_size(
                 output_size(side, conv1_kernel, 1, padding), primary_kernel, primary_stride, padding

@@ -15,6 +15,7 @@ from types import FrameType
 from tqdm import tqdm
 
 from capsrepro.errors import CapsreproError
+from capsrepro.files import sweep
 from capsrepro.schema import Recipe
 
 
@@ -59,6 +60,7 @@ def exclusive(folder: Path, run: str) -> Iterator[None]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
+        sweep(folder)
         yield
 
 

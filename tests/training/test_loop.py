@@ -124,6 +124,7 @@ def test_loss_decreases(model: str) -> None:
 def test_history_equals_a_count_by_hand(model: str) -> None:
     # 20 items in batches of 8: an epoch ends within a batch, so entries cover 3, 2 and 3 batches.
     state, watcher, stream = new_state(model), Watcher(), new_stream()
+    state.model.eval()  # as after a test; training must switch dropout on again
     train(state, stream, recipe(8), watcher)
     assert watcher.steps == list(range(1, 9))
     assert [entry["step"] for entry in watcher.entries] == [3, 5, 8]
