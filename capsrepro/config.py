@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def load_params(path: Path) -> Params:
             f"restore it with `git checkout {path.name}`."
         ) from error
     try:
-        params = Params.model_validate(document)
+        # Through JSON, where a list may stand for a tuple though types are otherwise strict.
+        params = Params.model_validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as error:
         raise UsageError(_explain(error, text, path)) from error
     _check_names(params, text, path)

@@ -44,7 +44,7 @@ Ratio = Annotated[
 class Entry(BaseModel):
     """A block of `params.yaml`: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class InitialValues(Entry):
@@ -122,7 +122,7 @@ class Recipe(Entry):
     batch_size: int = Field(gt=0, description="images; Fig. A.2: 128")
     steps: int = Field(gt=0, description="optimiser steps of this protocol")
     optimizer: Literal["adam"]
-    learning_rate: float = Field(gt=0, description="at step 0; DR17-code 0.001")
+    learning_rate: float = Field(gt=0, le=1e30, description="at step 0; DR17-code 0.001")
     learning_rate_floor: float = Field(ge=0, description="DR17-code: 1e-6")
     decay_rate: float = Field(gt=0, le=1, description="DR17-code: 0.96 per decay_steps")
     decay_steps: float = Field(gt=0, description="steps, continuous; DR17-code: 2,000")

@@ -73,6 +73,8 @@ def test_missing_key_is_said_of_the_block_it_belongs_in(tmp_path):
     ("line", "after", "wrong", "key", "why"),
     [
         ("steps: 300000", "", "steps: many", "protocols.mnist.recipe.steps", "valid integer"),
+        ("steps: 300000", "", 'steps: "300000"', "protocols.mnist.recipe.steps", "valid integer"),
+        ("steps: 300000", "", "steps: true", "protocols.mnist.recipe.steps", "valid integer"),
         ("steps: 300000", "", "steps: 0", "protocols.mnist.recipe.steps", "greater than 0"),
         ("confidence:", "", "confidence: .nan", "margins.confidence", "finite"),
         ("version:", "mnist:", "version: 1", "protocols.digits.version", "valid string"),

@@ -104,11 +104,15 @@ def attack(kind: str, run_name: str, device: str | None, threads: int | None) ->
     die_with_parent()
     outcome = run_attack(project, spec, kind)
     curves, settings = outcome.record.curves, outcome.record.spec["attack"]
+    prefix = "" if outcome.done else "nothing to do, its record is current: "
+    failure = outcome.record.failure
+    if failure is not None:
+        click.echo(f"{spec.name}: {prefix}not attacked, its training failed: {failure.reason}")
+        return
     points = ", ".join(
         f"{accuracy:.1f} % at ε = {epsilon}"
         for epsilon, accuracy in zip(settings["epsilons"], curves["accuracy_pct"], strict=True)
     )
-    prefix = "" if outcome.done else "nothing to do, its record is current: "
     click.echo(
         f"{spec.name}: {prefix}accuracy under {kind} on the {settings['loss']} loss "
         f"{points}; record {_shown(project, outcome.path)}"

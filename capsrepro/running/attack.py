@@ -19,7 +19,7 @@ from capsrepro.project import Project
 from capsrepro.records import Cost, Record, find_record, record_path, stale_reason
 from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
 from capsrepro.running.experiment import Outcome, current_record
-from capsrepro.training import loop, state
+from capsrepro.training import state
 
 Measured = tuple[dict[str, float], dict[str, list[float]]]
 
@@ -69,7 +69,7 @@ def run_attack(project: Project, spec: RunSpec, kind: str) -> Outcome:
 
     Raises:
         UsageError: There is no such attack.
-        CapsreproError: The run is not trained, failed, or its weights are not here.
+        CapsreproError: The run is not trained, or its weights are not here.
     """
     if kind not in ATTACKS:
         raise UsageError(f"unknown attack {kind!r}; choose one of {', '.join(ATTACKS)}.")
@@ -84,16 +84,10 @@ def run_attack(project: Project, spec: RunSpec, kind: str) -> Outcome:
                 f"{spec.name} has no trained model to attack ({stale}); "
                 f"run `capsrepro run {spec.name}` first."
             )
-        if trained.failure is not None:
-            raise CapsreproError(
-                f"{spec.name} has no trained model to attack: its training failed "
-                f"({trained.failure.reason}); attack another seed or change its recipe."
-            )
         device = state.choose_device(project.device)
         record = _attack_and_record(project, spec, kind, trained, device)
         recording.keep_record(project, record)
-        history = mlflow_sink.read_history(project.run_folder(spec.name))
-        mlflow_sink.publish(project, [trained, record], history)
+        mlflow_sink.publish(project, [trained, record])
         return Outcome(record, path, done=True)
 
 
@@ -101,17 +95,23 @@ def _attack_and_record(
     project: Project, spec: RunSpec, kind: str, trained: Record, device: torch.device
 ) -> Record:
     code = provenance.describe_code(project.root)
-    state.keep_freed_memory()
-    state.make_deterministic()
-    model = assembly.build_model(spec, device)
-    weights.load_weights(model, project.checkpoint_folder(spec.name), trained)
-    loop.set_precision(model, spec.protocol.recipe.precision)
     manifest = assembly.prepare_data(project, spec)
-    split = assembly.test_split(project, spec, device)
     document = attack_document(spec, kind)
-    loss, epsilons = document["attack"]["loss"], getattr(spec.protocol.attacks, kind).epsilons
     started = time.perf_counter()
-    metrics, curves = ATTACKS[kind](model, split, [float(e) for e in epsilons], loss)
+    metrics: dict[str, float] = {}
+    curves: dict[str, list[float]] = {}
+    attacked = 0
+    # A run that diverged leaves nothing to attack. That is a result too: a record that says so lets
+    # the pipeline go on and the tables count the seed as failed.
+    if trained.failure is None:
+        state.keep_freed_memory()
+        state.make_deterministic()
+        model = assembly.build_model(spec, device)
+        weights.load_weights(model, project.checkpoint_folder(spec.name), trained)
+        split = assembly.test_split(project, spec, device)
+        epsilons = [float(e) for e in getattr(spec.protocol.attacks, kind).epsilons]
+        metrics, curves = ATTACKS[kind](model, split, epsilons, document["attack"]["loss"])
+        attacked = split.items * len(epsilons)
     seconds = time.perf_counter() - started
     return recording.make_record(
         spec,
@@ -122,14 +122,14 @@ def _attack_and_record(
         specification=document,
         spec_digest=digest(document),
         steps=trained.budget.steps,
-        failure=None,
+        failure=trained.failure,
         inputs=trained_inputs(trained),
         outputs={},
         metrics=metrics,
         curves=curves,
         cost=Cost(
             wall_time_s=seconds,
-            images_per_s=split.items * len(epsilons) / seconds,
+            images_per_s=attacked / seconds,
             peak_memory_mib=provenance.peak_memory_mib(device),
             energy_j=None,
             sessions=1,

@@ -183,7 +183,7 @@ def _train_and_record(
     path = recording.keep_record(project, record)
     for old in state.checkpoint_paths(folder):
         old.unlink(missing_ok=True)
-    mlflow_sink.publish(project, [record], training.history)
+    mlflow_sink.publish(project, [record])
     return Outcome(record, path, done=True)
 
 

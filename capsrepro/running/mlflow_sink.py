@@ -220,11 +220,13 @@ class LiveRun:
             self._mirror = None
 
 
-def publish(
-    project: Project, records: Sequence[Record], history: Sequence[dict[str, float]]
-) -> None:
-    """Mirror one run's records; a failure is only a warning."""
-    _guarded(project, lambda: Mirror(project).publish(records, history), "publication")
+def publish(project: Project, records: Sequence[Record]) -> None:
+    """Mirror one run's records, the train record first; a failure is only a warning."""
+
+    def mirror() -> None:
+        Mirror(project).publish(records, read_history(project.run_folder(records[0].run)))
+
+    _guarded(project, mirror, "publication")
 
 
 def read_history(run_folder: Path) -> list[dict[str, float]]:

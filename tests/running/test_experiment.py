@@ -73,9 +73,15 @@ def test_divergence_is_a_failed_record_and_is_not_retried(prepared, run):
     assert prepared.record(run=run).read_bytes() == before
     assert run not in prepared.call("pending").out
 
-    refused = prepared.call("attack", "fgsm", run)
-    assert refused.is_refusal(1, "its training failed", "not finite")
-    assert prepared.call("report", "digits").code == 0
+    # The pipeline goes on: the attack leaves a record that says the same.
+    attacked = prepared.call("attack", "fgsm", run)
+    assert attacked.code == 0
+    assert "not attacked, its training failed: the loss was not finite" in attacked.out
+    assert read_record(prepared.record("fgsm", run=run)).failure == record.failure
+    assert "nothing to do" in prepared.call("attack", "fgsm", run).out
+    report = prepared.call("report", "digits")
+    assert report.code == 0
+    assert "failed 0" in report.out
 
 
 def test_changed_recipe_makes_the_run_stale_and_it_is_trained_again(trained):
