@@ -127,6 +127,16 @@ def test_reduced_precision_touches_convolutions_only() -> None:
     assert torch.equal(model(images), exact)
 
 
+def test_reduced_precision_is_the_same_without_the_hardware(monkeypatch) -> None:
+    convolution = Conv2d(3, 8, 5)
+    convolution.reduced = True
+    images = torch.rand(2, 3, 12, 12)
+    here = convolution(images)
+    monkeypatch.setattr("capsrepro.models.convolution.has_bfloat16", lambda device: False)
+    # Hardware rounds the sums to bfloat16 as well: eight bits.
+    torch.testing.assert_close(convolution(images), here, rtol=2**-8, atol=2**-8)
+
+
 def test_unfitting_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit into 8x8"):
         output_size(8, 9, 1, "valid")
