@@ -49,6 +49,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Fail now rather than after hours of work.
+
+    Raises:
+        CapsreproError: Nothing can be written into the folder.
+    """
+    probe = folder / ".probe"
+    write_text(probe, "")
+    probe.unlink()
+
+
 def sweep(folder: Path) -> None:
     """Remove what a killed `write_atomically` left; the caller keeps other writers out."""
     for path in folder.glob(".*.tmp"):

@@ -15,9 +15,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capsrepro.errors import CapsreproError
-from capsrepro.files import digest, write_json, write_text
+from capsrepro.files import digest, sha256_of_file, write_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
+HISTORY = "history.jsonl"
 
 
 class _Part(BaseModel):
@@ -66,19 +67,21 @@ class Environment(_Part):
 
 
 class Cost(_Part):
-    """What it took, resumed parts included."""
+    """What it took."""
 
-    wall_time_s: float
-    images_per_s: float
-    peak_memory_mib: float
-    energy_j: float | None = Field(description="where the GPU driver tells it")
+    wall_time_s: float = Field(description="resumed parts included")
+    images_per_s: float = Field(description="resumed parts included")
+    peak_memory_mib: float = Field(description="of the last session")
+    energy_j: float | None = Field(
+        description="where the GPU driver tells it and the run was not resumed"
+    )
     sessions: int = Field(description="1, or more when the run was resumed")
 
 
 class Record(_Part):
     """One run (`kind` train) or one evaluation of a run (`kind` fgsm, …)."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[1] = SCHEMA_VERSION
     kind: str
     run: str
     protocol: str
@@ -116,6 +119,20 @@ class Record(_Part):
 def record_path(run_folder: Path, kind: str) -> Path:
     """Where the record of this kind stands in a run's folder."""
     return run_folder / f"{kind}.json"
+
+
+def read_history(run_folder: Path, record: Record) -> list[dict[str, float]]:
+    """The epochs of a run, from the file beside its train record.
+
+    Raises:
+        CapsreproError: The file is missing or not the one that the record speaks of.
+    """
+    path = run_folder / HISTORY
+    if not path.is_file() or sha256_of_file(path) != record.outputs.get(HISTORY):
+        raise CapsreproError(
+            f"{path} is not the history that its record speaks of; restore it with `git checkout`."
+        )
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write_record(run_folder: Path, record: Record) -> Path:

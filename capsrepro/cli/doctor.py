@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -16,6 +17,7 @@ from capsrepro.config import load_params
 from capsrepro.data import DATASETS
 from capsrepro.data.preparation import dataset_state
 from capsrepro.errors import CapsreproError
+from capsrepro.files import check_writable
 from capsrepro.project import Project, find_project
 from capsrepro.records import read_records
 
@@ -72,15 +74,17 @@ def _devices(project: Project) -> Iterator[Finding]:
         return
     import torch
 
+    from capsrepro.training.state import choose_device
+
     yield Finding(True, f"{torch.get_num_threads()} CPU threads")
     count = torch.cuda.device_count()
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
     yield Finding(True, f"{count} CUDA devices {names}".rstrip())
     wanted = project.device
-    if wanted.startswith("cuda") and count == 0:
-        yield Finding(
-            False, f"CAPSREPRO_DEVICE is {wanted}, but no GPU is here", "unset it or set it to cpu"
-        )
+    try:
+        choose_device(wanted)
+    except CapsreproError as error:
+        yield Finding(False, str(error), "unset CAPSREPRO_DEVICE or set it to cpu")
 
 
 def _settings(project: Project) -> Iterator[Finding]:
@@ -90,6 +94,11 @@ def _settings(project: Project) -> Iterator[Finding]:
         yield Finding(False, str(error), "mend it")
         return
     yield Finding(True, f"params.yaml with {len(params.protocols)} protocols")
+    for folder in (project.results, project.checkpoints, project.data):
+        try:
+            check_writable(folder)
+        except CapsreproError as error:
+            yield Finding(False, str(error), "mend it")
     free = shutil.disk_usage(project.root).free / 1e9
     yield Finding(free > 2, f"{free:.0f} GB free on disk", "" if free > 2 else "free some space")
     try:
@@ -101,8 +110,13 @@ def _settings(project: Project) -> Iterator[Finding]:
 
 
 def _data(project: Project) -> Iterator[Finding]:
-    mirror = project.mirror or "none (CAPSREPRO_MIRROR is not set)"
-    yield Finding(True, f"mirror: {mirror}")
+    mirror = project.mirror
+    if mirror is None:
+        yield Finding(True, "mirror: none (CAPSREPRO_MIRROR is not set)")
+    else:
+        there = "://" in mirror or Path(mirror).is_dir()
+        remedy = "" if there else "set CAPSREPRO_MIRROR to a folder that exists, or to a URL"
+        yield Finding(there, f"mirror: {mirror}", remedy)
     for name in DATASETS:
         state = dataset_state(name, project.data)
         remedy = "" if state == "prepared" else f"run `capsrepro datasets prepare {name}`"
@@ -110,11 +124,8 @@ def _data(project: Project) -> Iterator[Finding]:
 
 
 def _tracking(project: Project) -> Iterator[Finding]:
-    yield Finding(
-        (project.root / ".dvc" / "config").is_file(),
-        "DVC repository",
-        "" if (project.root / ".dvc").is_dir() else "work in a clone of the project",
-    )
+    has_dvc = (project.root / ".dvc" / "config").is_file()
+    yield Finding(has_dvc, "DVC repository", "" if has_dvc else "work in a clone of the project")
     if project.tracking_uri == "off" or importlib.util.find_spec("mlflow") is None:
         yield Finding(True, "MLflow mirror: off")
         return

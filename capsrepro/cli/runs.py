@@ -11,6 +11,7 @@ import click
 
 from capsrepro.config import RunSpec, load_params, resolve_run
 from capsrepro.project import Project, find_project
+from capsrepro.running.parent import die_with_parent
 
 Command = Callable[..., Any]
 
@@ -64,11 +65,10 @@ def run(
     Example:
       capsrepro run digits/capsnet-r3-recon/seed-0
     """
+    die_with_parent()
     project, spec = _resolve(run_name, device, threads)
-    from capsrepro.running.control import die_with_parent
     from capsrepro.running.experiment import run_experiment
 
-    die_with_parent()
     outcome = run_experiment(
         project, spec, checkpoint_every=checkpoint_every, need_weights=need_weights
     )
@@ -97,11 +97,10 @@ def attack(kind: str, run_name: str, device: str | None, threads: int | None) ->
     Example:
       capsrepro attack fgsm digits/capsnet-r3-recon/seed-0
     """
+    die_with_parent()
     project, spec = _resolve(run_name, device, threads)
     from capsrepro.running.attack import run_attack
-    from capsrepro.running.control import die_with_parent
 
-    die_with_parent()
     outcome = run_attack(project, spec, kind)
     curves, settings = outcome.record.curves, outcome.record.spec["attack"]
     prefix = "" if outcome.done else "nothing to do, its record is current: "

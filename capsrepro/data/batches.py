@@ -120,16 +120,13 @@ class TrainingStream:
     def batch(self, step: int) -> Batch:
         """The batch of this optimiser step, counted from 0."""
         first = step * self.batch_size
-        positions = torch.arange(first, first + self.batch_size, device=self.images.device)
-        epochs = positions // self.items
-        items = torch.cat(
-            [
-                self._order(epoch)[positions[epochs == epoch] % self.items]
-                for epoch in range(
-                    first // self.items, (first + self.batch_size - 1) // self.items + 1
-                )
-            ]
-        )
+        end = first + self.batch_size
+        epochs = torch.arange(first, end, device=self.images.device) // self.items
+        pieces = []
+        for epoch in range(first // self.items, (end - 1) // self.items + 1):
+            start = epoch * self.items
+            pieces.append(self._order(epoch)[max(first - start, 0) : end - start])
+        items = torch.cat(pieces)
         images = _unit(self._shifted(items, epochs))
         return Batch(images, self.labels[items], images.unsqueeze(1))
 

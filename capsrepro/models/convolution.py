@@ -20,6 +20,8 @@ def has_bfloat16(device_type: str) -> bool:
     """Whether convolutions of bfloat16 numbers have a fast path on `cpu` or `cuda` here."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -65,7 +67,8 @@ class Conv2d(nn.Conv2d):
             return F.conv2d(images, self.weight, self.bias, self.stride)
         factors = images.bfloat16(), self.weight.bfloat16()
         if not has_bfloat16(images.device.type):
-            # The same rounded factors, multiplied in float32: as exact, but no faster.
+            # The same rounded factors, multiplied in float32: no faster, and a little more exact,
+            # since hardware rounds the sums and both gradients to bfloat16 as well.
             factors = factors[0].float(), factors[1].float()
         result = F.conv2d(*factors, None, self.stride).float()
         return result if self.bias is None else result + self.bias.view(-1, 1, 1)

@@ -134,7 +134,7 @@ def factored_dynamic_routing(
             coupling_JBI = coupling_JBI.detach()
         last = iteration == iterations - 1
         shares_JBEI = coupling_JBI.unsqueeze(2) * (children_BEI if last else routed_BEI)
-        sums_JBD = torch.bmm(shares_JBEI.view(J, B, E * I), matrices_JXD if last else routed_JXD)
+        sums_JBD = torch.bmm(shares_JBEI.reshape(J, B, E * I), matrices_JXD if last else routed_JXD)
     return _squash_sums(sums_JBD, bias_JD).transpose(0, 1)
 
 

@@ -77,6 +77,7 @@ def run_attack(project: Project, spec: RunSpec, kind: str) -> Outcome:
         record, reason = current_attack(project, spec, kind)
         path = record_path(project.run_folder(spec.name), kind)
         if record is not None and reason is None:
+            recording.refresh_index(project)
             return Outcome(record, path, done=False)
         trained, stale = current_record(project, spec)
         if trained is None or stale is not None:
@@ -85,7 +86,8 @@ def run_attack(project: Project, spec: RunSpec, kind: str) -> Outcome:
                 f"run `capsrepro run {spec.name}` first."
             )
         device = state.choose_device(project.device)
-        record = _attack_and_record(project, spec, kind, trained, device)
+        with control.explained(spec.name, str(device)):
+            record = _attack_and_record(project, spec, kind, trained, device)
         recording.keep_record(project, record)
         mlflow_sink.publish(project, [trained, record])
         return Outcome(record, path, done=True)
@@ -95,6 +97,9 @@ def _attack_and_record(
     project: Project, spec: RunSpec, kind: str, trained: Record, device: torch.device
 ) -> Record:
     code = provenance.describe_code(project.root)
+    state.keep_freed_memory()
+    state.make_deterministic()
+    environment = provenance.describe_environment(device, spec.protocol.recipe.precision)
     manifest = assembly.prepare_data(project, spec)
     document = attack_document(spec, kind)
     started = time.perf_counter()
@@ -104,8 +109,6 @@ def _attack_and_record(
     # A run that diverged leaves nothing to attack. That is a result too: a record that says so lets
     # the pipeline go on and the tables count the seed as failed.
     if trained.failure is None:
-        state.keep_freed_memory()
-        state.make_deterministic()
         model = assembly.build_model(spec, device)
         weights.load_weights(model, project.checkpoint_folder(spec.name), trained)
         split = assembly.test_split(project, spec, device)
@@ -117,8 +120,8 @@ def _attack_and_record(
         spec,
         kind,
         code=code,
+        environment=environment,
         manifest=manifest,
-        device=device,
         specification=document,
         spec_digest=digest(document),
         steps=trained.budget.steps,

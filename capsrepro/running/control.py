@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
 from tqdm import tqdm
 
 from capsrepro.errors import CapsreproError
@@ -64,14 +64,22 @@ def exclusive(folder: Path, run: str) -> Iterator[None]:
         yield
 
 
-def die_with_parent() -> None:
-    """Under DVC, end when DVC is killed: otherwise the stage would go on as an orphan.
+@contextmanager
+def explained(run: str, device: str) -> Iterator[None]:
+    """Turn a lack of memory, wherever torch meets it, into one sentence.
 
-    Only there: a run that a person started under nohup must outlive the shell.
+    Raises:
+        CapsreproError: Memory ran out.
     """
-    if "DVC_ROOT" in os.environ and sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise CapsreproError(
+            f"{run} does not fit into the memory of {device}; free some, use a larger device "
+            "(--device), or lower batch_size in a protocol of your own."
+        ) from error
 
 
 class StopSignals:

@@ -13,9 +13,10 @@ from capsrepro.config import RunSpec
 from capsrepro.data.prepared import Manifest, read_manifest
 from capsrepro.errors import CapsreproError
 from capsrepro.evaluation.accuracy import measure_accuracy
-from capsrepro.files import sha256_of_file, write_text
+from capsrepro.files import check_writable, digest, sha256_of_file, write_text
 from capsrepro.project import Project
 from capsrepro.records import (
+    HISTORY,
     Cost,
     Failure,
     Record,
@@ -27,7 +28,6 @@ from capsrepro.running import assembly, control, mlflow_sink, provenance, record
 from capsrepro.training import loop, state
 
 KIND = "train"
-HISTORY = "history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class _Watcher:
     def __init__(
         self,
         folder: Path,
-        spec: RunSpec,
+        key: str,
         checkpoint_every: int,
         progress: control.Progress,
         sink: mlflow_sink.LiveRun,
         signals: control.StopSignals,
     ) -> None:
-        self.folder, self.spec_digest = folder, spec.digest
+        self.folder, self.key = folder, key
         self.checkpoint_every = checkpoint_every
         self.progress, self.sink, self.signals = progress, sink, signals
 
@@ -81,7 +81,7 @@ class _Watcher:
         self.progress.step()
         stop = self.signals.received != 0
         if stop or training.step % self.checkpoint_every == 0:
-            state.save_checkpoint(self.folder, training, self.spec_digest)
+            state.save_checkpoint(self.folder, training, self.key)
         return not stop
 
     def on_epoch(self, entry: dict[str, float]) -> None:
@@ -98,7 +98,7 @@ def run_experiment(
         project: Folders and device.
         spec: The resolved run.
         checkpoint_every: Steps between two checkpoints.
-        need_weights: Train again when the record is current but its weights are not here.
+        need_weights: Train again when the record is current but its very weights are not here.
 
     Returns:
         The record and whether anything had to be done.
@@ -111,26 +111,15 @@ def run_experiment(
     with control.exclusive(folder, spec.name):
         record, reason = current_record(project, spec)
         path = record_path(project.run_folder(spec.name), KIND)
-        has_weights = (folder / weights.NAME).is_file() or not need_weights
-        if record is not None and reason is None and has_weights:
-            return Outcome(record, path, done=False)
-        # A missing GPU is said before anything is downloaded.
+        current = record if reason is None else None
+        if current and (not need_weights or weights.has_weights(folder, current)):
+            recording.refresh_index(project)
+            return Outcome(current, path, done=False)
+        # All that can be known to fail is tried before anything is downloaded.
         device = state.choose_device(project.device)
-        try:
+        check_writable(project.run_folder(spec.name))
+        with control.explained(spec.name, str(device)):
             return _train_and_record(project, spec, device, checkpoint_every)
-        except torch.OutOfMemoryError as error:
-            raise CapsreproError(_out_of_memory(spec, device)) from error
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):
-                raise
-            raise CapsreproError(_out_of_memory(spec, device)) from error
-
-
-def _out_of_memory(spec: RunSpec, device: torch.device) -> str:
-    return (
-        f"{spec.name} does not fit into the memory of {device}; free some, use a larger device "
-        "(--device), or lower batch_size in a protocol of your own."
-    )
 
 
 def _train_and_record(
@@ -140,30 +129,31 @@ def _train_and_record(
     code = provenance.describe_code(project.root)
     state.keep_freed_memory()
     state.make_deterministic()
+    environment = provenance.describe_environment(device, spec.protocol.recipe.precision)
     model = assembly.build_model(spec, device)
+    if manifest_here(project, spec) is None:
+        assembly.try_step(model, spec, device)
     manifest = assembly.prepare_data(project, spec)
     training = state.TrainingState(model, loop.make_optimizer(model, spec.protocol.recipe))
-    folder = project.checkpoint_folder(spec.name)
-    checkpoint = state.load_checkpoint(folder, spec.digest)
-    if checkpoint is not None:
-        training.restore(checkpoint)
-        print(f"{spec.name}: resuming at step {training.step:,}", flush=True)
+    # A checkpoint of another program, data set or machine would make a record of mixed origin.
+    origin = [spec.digest, code.science_digest, manifest["digest"], environment.model_dump()]
+    key = digest(origin)
+    _resume(project, spec, training, key)
     energy_before = provenance.energy_j(device)
-    failure = _train(project, spec, device, training, checkpoint_every)
+    failure = _train(project, spec, training, checkpoint_every, key)
+    folder = project.checkpoint_folder(spec.name)
     metrics: dict[str, float] = {}
     if failure is None:
-        state.save_checkpoint(folder, training, spec.digest)
-        metrics = _measure(project, spec, device, training)
+        state.save_checkpoint(folder, training, key)
+        metrics = _measure(project, spec, training)
     outputs = {weights.NAME: weights.save_weights(model, folder)}
     outputs |= _write_history(project.run_folder(spec.name), training)
-    seen = training.step * spec.protocol.recipe.batch_size
-    energy_after = provenance.energy_j(device)
     record = recording.make_record(
         spec,
         KIND,
         code=code,
+        environment=environment,
         manifest=manifest,
-        device=device,
         specification=spec.document(),
         spec_digest=spec.digest,
         steps=training.step,
@@ -172,13 +162,7 @@ def _train_and_record(
         outputs=outputs,
         metrics=metrics,
         curves={"first_losses": [x for x in training.first_losses if math.isfinite(x)]},
-        cost=Cost(
-            wall_time_s=training.wall_time_s,
-            images_per_s=seen / training.wall_time_s,
-            peak_memory_mib=provenance.peak_memory_mib(device),
-            energy_j=None if energy_before is None else (energy_after or 0.0) - energy_before,
-            sessions=training.sessions,
-        ),
+        cost=_cost(spec, training, energy_before),
     )
     path = recording.keep_record(project, record)
     for old in state.checkpoint_paths(folder):
@@ -187,12 +171,36 @@ def _train_and_record(
     return Outcome(record, path, done=True)
 
 
+def _resume(project: Project, spec: RunSpec, training: state.TrainingState, key: str) -> None:
+    """Go on from the newest checkpoint of this origin, and say so."""
+    folder = project.checkpoint_folder(spec.name)
+    checkpoint = state.load_checkpoint(folder, key)
+    if checkpoint is not None:
+        training.restore(checkpoint)
+        print(f"{spec.name}: resuming at step {training.step:,}", flush=True)
+    elif state.checkpoint_paths(folder):
+        print(
+            f"{spec.name}: its checkpoints are damaged, or of another specification, program, "
+            "data set or machine; starting anew",
+            flush=True,
+        )
+
+
+def _cost(spec: RunSpec, training: state.TrainingState, energy_before: float | None) -> Cost:
+    seen = training.step * spec.protocol.recipe.batch_size
+    energy_after = provenance.energy_j(training.device)
+    known = energy_before is not None and energy_after is not None and training.sessions == 1
+    return Cost(
+        wall_time_s=training.wall_time_s,
+        images_per_s=seen / training.wall_time_s,
+        peak_memory_mib=provenance.peak_memory_mib(training.device),
+        energy_j=(energy_after or 0.0) - (energy_before or 0.0) if known else None,
+        sessions=training.sessions,
+    )
+
+
 def _train(
-    project: Project,
-    spec: RunSpec,
-    device: torch.device,
-    training: state.TrainingState,
-    checkpoint_every: int,
+    project: Project, spec: RunSpec, training: state.TrainingState, checkpoint_every: int, key: str
 ) -> Failure | None:
     """Train to the end; a divergence is a result, a signal is an exception."""
     recipe = spec.protocol.recipe
@@ -200,9 +208,9 @@ def _train(
     progress = control.Progress(spec.name, recipe, training.step)
     with control.StopSignals() as signals:
         sink = mlflow_sink.LiveRun(project, spec, training.history)
-        watcher = _Watcher(folder, spec, checkpoint_every, progress, sink, signals)
+        watcher = _Watcher(folder, key, checkpoint_every, progress, sink, signals)
         try:
-            stream = assembly.training_stream(project, spec, device)
+            stream = assembly.training_stream(project, spec, training.device)
             finished = loop.train(training, stream, recipe, watcher)
         except loop.DivergedError as error:
             return Failure(reason=f"{error}", step=error.step)
@@ -217,10 +225,9 @@ def _train(
     return None
 
 
-def _measure(
-    project: Project, spec: RunSpec, device: torch.device, training: state.TrainingState
-) -> dict[str, float]:
-    metrics = measure_accuracy(training.model, assembly.test_split(project, spec, device))
+def _measure(project: Project, spec: RunSpec, training: state.TrainingState) -> dict[str, float]:
+    split = assembly.test_split(project, spec, training.device)
+    metrics = measure_accuracy(training.model, split)
     last = training.history[-1]
     metrics |= {key: last[key] for key in ("train_loss", "train_error_pct")}
     metrics["parameters"] = sum(p.numel() for p in training.model.parameters())

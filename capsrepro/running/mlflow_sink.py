@@ -13,13 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from capsrepro.config import RunSpec
 from capsrepro.errors import CapsreproError
 from capsrepro.project import Project
-from capsrepro.records import Record
+from capsrepro.records import Record, read_history
 
 _KEY, _SEALS, _PARENT = "capsrepro.key", "capsrepro.seals", "mlflow.parentRunId"
 # MLflow's own limit for one call.
@@ -224,16 +223,11 @@ def publish(project: Project, records: Sequence[Record]) -> None:
     """Mirror one run's records, the train record first; a failure is only a warning."""
 
     def mirror() -> None:
-        Mirror(project).publish(records, read_history(project.run_folder(records[0].run)))
+        Mirror(project).publish(
+            records, read_history(project.run_folder(records[0].run), records[0])
+        )
 
     _guarded(project, mirror, "publication")
-
-
-def read_history(run_folder: Path) -> list[dict[str, float]]:
-    """The epochs of a finished run, as its history file has them."""
-    path = run_folder / "history.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
 
 
 def sync(project: Project, records: Sequence[Record]) -> tuple[int, int]:
@@ -254,8 +248,10 @@ def sync(project: Project, records: Sequence[Record]) -> tuple[int, int]:
         for run, of_run in runs.items():
             # The train record first: its specification describes the run.
             ordered = sorted(of_run, key=lambda record: (record.kind != "train", record.kind))
-            history = read_history(project.run_folder(run))
+            history = read_history(project.run_folder(run), ordered[0])
             published += mirror.publish(ordered, history)
+    except CapsreproError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CapsreproError(

@@ -7,13 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from capsrepro.config import RunSpec, load_params
 from capsrepro.data.prepared import Manifest
 from capsrepro.project import Project
-from capsrepro.records import Budget, Code, Cost, Data, Failure, Record, write_index, write_record
-from capsrepro.running import provenance
+from capsrepro.records import (
+    Budget,
+    Code,
+    Cost,
+    Data,
+    Environment,
+    Failure,
+    Record,
+    write_index,
+    write_record,
+)
 
 
 def make_record(
@@ -21,8 +28,8 @@ def make_record(
     kind: str,
     *,
     code: Code,
+    environment: Environment,
     manifest: Manifest,
-    device: torch.device,
     specification: dict[str, Any],
     spec_digest: str,
     steps: int,
@@ -36,7 +43,6 @@ def make_record(
     """Put together the record of a run or of an evaluation of one."""
     full = spec.protocol.full_steps
     return Record(
-        schema_version=1,
         kind=kind,
         run=spec.name,
         protocol=spec.protocol_name,
@@ -54,7 +60,7 @@ def make_record(
         metrics=dict(metrics),
         curves=curves,
         code=code,
-        environment=provenance.describe_environment(device, spec.protocol.recipe.precision),
+        environment=environment,
         cost=cost,
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
@@ -67,5 +73,10 @@ def keep_record(project: Project, record: Record) -> Path:
         CapsreproError: The results folder cannot be written to.
     """
     path = write_record(project.run_folder(record.run), record)
-    write_index(project.results, load_params(project.params).judged_protocols)
+    refresh_index(project)
     return path
+
+
+def refresh_index(project: Project) -> None:
+    """Make the index say what records there are; also mends one that a crash left behind."""
+    write_index(project.results, load_params(project.params).judged_protocols)

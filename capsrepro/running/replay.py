@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from capsrepro.config import RunSpec
 from capsrepro.errors import CapsreproError
 from capsrepro.project import Project
-from capsrepro.running import assembly, provenance
+from capsrepro.running import assembly, control, provenance
 from capsrepro.running.experiment import current_record
 from capsrepro.training import loop, state
 
@@ -70,7 +70,14 @@ def replay(project: Project, spec: RunSpec) -> Replay:
     training = state.TrainingState(model, loop.make_optimizer(model, recipe))
     stream = assembly.training_stream(project, spec, device)
     first = recipe.model_copy(update={"steps": len(recorded)})
-    loop.train(training, stream, first, _Silent())
+    with control.explained(spec.name, str(device)):
+        try:
+            loop.train(training, stream, first, _Silent())
+        except loop.DivergedError as error:
+            raise CapsreproError(
+                f"{spec.name} does not replay: {error}, where the record has finite losses; "
+                "compare the environment in the record with this machine's."
+            ) from error
     differences = [
         abs(now - then) / max(abs(then), 1e-12)
         for now, then in zip(training.first_losses, recorded, strict=True)

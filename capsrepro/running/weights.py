@@ -29,6 +29,12 @@ def save_weights(model: nn.Module, folder: Path) -> str:
     return sha256
 
 
+def has_weights(folder: Path, record: Record) -> bool:
+    """Whether the weights that a train record speaks of are here."""
+    path = folder / NAME
+    return path.is_file() and sha256_of_file(path) == record.outputs.get(NAME)
+
+
 def load_weights(model: nn.Module, folder: Path, record: Record) -> None:
     """Put the weights that a train record speaks of into a model of the same specification.
 

@@ -74,8 +74,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_precision(model: nn.Module, precision: str) -> None:
-    """Apply a named precision: float32, tf32 (GPU matrix units) or bf16 convolutions."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    """Apply a named precision to convolutions alone: float32, tf32 (on a GPU) or bf16."""
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     set_reduced_convolutions(model, precision == "bf16")
 

@@ -46,6 +46,8 @@ def make_deterministic() -> None:
     """Ask torch for algorithms that give the same bits every time on the same hardware."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory before writing it, and filling it all with NaN costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
@@ -92,10 +94,15 @@ class TrainingState:
     wall_time_s: float = 0.0
     sessions: int = 1
 
-    def document(self, spec_digest: str) -> dict[str, Any]:
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def document(self, key: str) -> dict[str, Any]:
         """What goes into a checkpoint: tensors and plain values only."""
         document = {
-            "spec_digest": spec_digest,
+            "key": key,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -107,8 +114,8 @@ class TrainingState:
             "sessions": self.sessions,
             "rng": torch.get_rng_state(),
         }
-        if torch.cuda.is_available():
-            document["cuda_rng"] = torch.cuda.get_rng_state_all()
+        if self.device.type == "cuda":
+            document["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return document
 
     def restore(self, document: dict[str, Any]) -> None:
@@ -117,12 +124,11 @@ class TrainingState:
         self.optimizer.load_state_dict(document["optimizer"])
         for name in ("step", "images", "history", "first_losses", "wall_time_s"):
             setattr(self, name, document[name])
-        device = next(self.model.parameters()).device
-        self.totals = {name: total.to(device) for name, total in document["totals"].items()}
+        self.totals = {name: total.to(self.device) for name, total in document["totals"].items()}
         self.sessions = document["sessions"] + 1
         torch.set_rng_state(document["rng"])
-        if torch.cuda.is_available() and "cuda_rng" in document:
-            torch.cuda.set_rng_state_all(document["cuda_rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(document["cuda_rng"], self.device)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
@@ -130,17 +136,22 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
-def save_checkpoint(folder: Path, state: TrainingState, spec_digest: str) -> Path:
+def save_checkpoint(folder: Path, state: TrainingState, key: str) -> Path:
     """Write a checkpoint and keep the last two: a full disk must not destroy the good one.
 
-    Checkpoints of later steps go too: they are damaged or of another specification, or this run
-    would have resumed from them.
+    Checkpoints of later steps go too: they are damaged or of another key, or this run would have
+    resumed from them.
+
+    Args:
+        folder: Of the run.
+        state: What to save.
+        key: Stands for all that must be the same for the rest of the run to be its rest.
 
     Raises:
         CapsreproError: The folder cannot be written to.
     """
     path = folder / f"step-{state.step:09d}.pt"
-    document = state.document(spec_digest)
+    document = state.document(key)
 
     def write(file: BinaryIO) -> None:
         try:
@@ -159,11 +170,11 @@ def save_checkpoint(folder: Path, state: TrainingState, spec_digest: str) -> Pat
     return path
 
 
-def load_checkpoint(folder: Path, spec_digest: str) -> dict[str, Any] | None:
-    """The newest readable checkpoint of this very specification, or None.
+def load_checkpoint(folder: Path, key: str) -> dict[str, Any] | None:
+    """The newest readable checkpoint of this very key, or None.
 
-    A damaged one is passed over for the one before it; one of another specification is ignored,
-    because params.yaml has changed since.
+    A damaged one is passed over for the one before it; one of another key is ignored, because
+    params.yaml, the program, the data or the machine is not what it was.
     """
     for path in checkpoint_paths(folder):
         try:
@@ -174,7 +185,7 @@ def load_checkpoint(folder: Path, spec_digest: str) -> dict[str, Any] | None:
             document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except _DAMAGED:
             continue
-        if document.get("spec_digest") == spec_digest:
+        if document.get("key") == key:
             return document
     return None
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
 
+from capsrepro.errors import CapsreproError
 from capsrepro.files import sha256_of_file
-from capsrepro.records import read_record, write_record
+from capsrepro.records import read_history, read_record, write_record
 
 RUN = "digits/capsnet-r3-recon/seed-0"
 BASELINE = "digits/cnn-baseline/seed-0"
@@ -156,8 +158,44 @@ def test_a_damaged_record_of_another_run_is_named_when_the_index_is_written(trai
     trained.record("fgsm").write_text("{")
     result = trained.call("run", BASELINE)
     assert result.is_refusal(1, str(trained.record("fgsm")), "damaged")
-    # The run itself is safe.
+    # The run itself is safe, and the next call mends the index.
+    trained.record("fgsm").unlink()
     assert "nothing to do" in trained.call("run", BASELINE).out
+    index = json.loads((trained.root / "results" / "index.json").read_text())
+    assert sorted(index) == [f"{RUN}/train", f"{BASELINE}/train"]
+
+
+def test_other_weights_are_trained_again_on_request(trained):
+    weights = trained.root / "checkpoints" / RUN / "weights.safetensors"
+    right = weights.read_bytes()
+    weights.write_bytes(b"others")
+    assert "nothing to do" in trained.call("run", RUN).out
+    assert "nothing to do" not in trained.call("run", RUN, "--weights").out
+    assert weights.read_bytes() == right
+    assert "nothing to do" in trained.call("run", RUN, "--weights").out
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_origin_is_not_resumed(prepared):
+    """Half a run on other threads would make a record that names only the second half."""
+    process = prepared.start("run", RUN, "--checkpoint-every", "1", "--threads", "1")
+    folder = prepared.root / "checkpoints" / RUN
+    while not list(folder.glob("step-*.pt")):
+        assert process.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    other = prepared.spawn("run", RUN, "--threads", "2")
+    assert "starting anew" in other.out
+    assert read_record(prepared.record()).cost.sessions == 1
+    assert read_record(prepared.record()).environment.threads == 2
+
+
+def test_a_damaged_history_is_refused(trained):
+    history = trained.record().with_name("history.jsonl")
+    history.write_text(history.read_text().replace("0.", "1.", 1))
+    with pytest.raises(CapsreproError, match=r"history.jsonl is not the history that its record"):
+        read_history(history.parent, read_record(trained.record()))
 
 
 def test_a_model_too_large_for_the_images_is_one_sentence(prepared):
