@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 
 digits: $(STAMP) ## Run the whole pipeline on the embedded data set and print its table
 	@$(RUN) dvc repro pipelines/digits/dvc.yaml
-	@echo "See it again with: .venv/bin/capsrepro report digits"
+	@echo; $(RUN) capsrepro report digits
 
 test: $(STAMP) ## Run the test suite
 	@$(RUN) python -m pytest
