@@ -11,16 +11,9 @@ from capsrepro.files import write_text
 from capsrepro.project import Project, find_project
 from capsrepro.records import read_records, write_index
 from capsrepro.report import page
-from capsrepro.report.rendering import SUFFIXES, Table, render
-from capsrepro.schema import Params
+from capsrepro.report.rendering import SUFFIXES, render
 
 _FORMATS = click.Choice(list(SUFFIXES))
-
-
-def _tables(
-    project: Project, params: Params, protocols: tuple[str, ...] = ()
-) -> dict[str, list[Table]]:
-    return page.all_tables(read_records(project.results), load_claims(), params, protocols)
 
 
 @click.command()
@@ -38,34 +31,30 @@ def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, che
     """
     project = find_project()
     params = load_params(project.params)
-    tables = _tables(project, params, protocols)
+    records, published = read_records(project.results), load_claims()
+    tables = page.all_tables(records, published, params, protocols)
     shown = [t for name, ts in tables.items() if name not in ("claims", "verdicts") for t in ts]
     click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
     if write:
         write_index(project.results, params.judged_protocols)
-        paths = page.write_tables(
-            read_records(project.results),
-            load_claims(),
-            params,
-            project.results,
-            protocols or params.judged_protocols,
-        )
+        wanted = protocols or params.judged_protocols
+        paths = page.write_tables(records, published, params, project.results, wanted)
         click.echo(f"\nwritten to {paths[0].parent}", err=True)
     if readme or check:
-        _readme(project, params, check)
+        everything = page.all_tables(records, published, params) if protocols else tables
+        _readme(project, page.readme_blocks(everything, params.judged_protocols), check)
 
 
-def _readme(project: Project, params: Params, check: bool) -> None:
-    blocks = page.readme_blocks(_tables(project, params), params.judged_protocols)
+def _readme(project: Project, blocks: dict[str, str], check: bool) -> None:
     path = project.root / "README.md"
     text = path.read_text(encoding="utf-8")
-    updated = page.inject(text, blocks)
-    if check and updated != text:
+    if page.readme_is_current(text, blocks):
+        return
+    if check:
         raise CapsreproError(
             "the tables in README.md are not those of the records; run `capsrepro report --readme`."
         )
-    if updated != text:
-        write_text(path, updated)
+    write_text(path, page.inject(text, blocks))
 
 
 @click.command()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import median
 
 from capsrepro.config import RunSpec, requested_runs
 from capsrepro.project import Project
-from capsrepro.records import Record, find_record, read_records, stale_reason
+from capsrepro.records import Record, read_records, stale_reason
 from capsrepro.schema import Params
 
 
@@ -39,18 +40,17 @@ def pending_runs(project: Project, params: Params, data_digests: dict[str, str])
         params: What is asked for.
         data_digests: Digest of each data set that is prepared here, by name.
     """
-    known = [record for record in read_records(project.results) if record.kind == "train"]
+    known = {r.run: r for r in read_records(project.results) if r.kind == "train"}
     pending = []
     for spec in requested_runs(params):
-        record = find_record(project.run_folder(spec.name), "train")
         data_digest = data_digests.get(spec.protocol.dataset)
-        reason = stale_reason(record, spec.digest, data_digest, spec.protocol.version)
+        reason = stale_reason(known.get(spec.name), spec.digest, data_digest, spec.protocol.version)
         if reason is not None:
-            pending.append(Pending(spec.name, reason, _estimate(spec, known)))
+            pending.append(Pending(spec.name, reason, _estimate(spec, known.values())))
     return pending
 
 
-def _estimate(spec: RunSpec, known: list[Record]) -> float | None:
+def _estimate(spec: RunSpec, known: Iterable[Record]) -> float | None:
     """Steps to do times the median seconds per step of this model on this data set."""
     seconds_per_step = [
         record.cost.wall_time_s / record.budget.steps
