@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from capsrepro.data.sources import Images, Labels
+from capsrepro.data.dataset import Images, Labels
 
 _MASK = (1 << 64) - 1
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from capsrepro.data.sources import Parameter, Splits
+from capsrepro.data.dataset import Dataset, Parameter, Split, Splits
 from capsrepro.errors import CapsreproError, UsageError
 
 CLASSES = tuple("0123456789")
@@ -36,7 +36,7 @@ def prepare(raw_root: Path, parameters: Mapping[str, Parameter]) -> Splits:
         raw_root: Not used: scikit-learn is the source.
         parameters: `test_count`, the images held out, 1..1,796; `split_seed`, any whole number.
 
-    Returns:
+    Yields:
         `train` and `test`: images (count, 1, 8, 8) 0..255 and labels (count, 1) 0..9, both in
         the order of the original file.
 
@@ -49,10 +49,8 @@ def prepare(raw_root: Path, parameters: Mapping[str, Parameter]) -> Splits:
     images = ((pixels.astype(np.uint16) * 255 + 8) // 16).astype(np.uint8).reshape(COUNT, 1, 8, 8)
     test = held_out(labels, int(parameters["test_count"]), int(parameters["split_seed"]))
     train = np.setdiff1d(np.arange(COUNT), test)
-    return {
-        split: (images[indices], labels[indices, None])
-        for split, indices in (("train", train), ("test", test))
-    }
+    for split, indices in (("train", train), ("test", test)):
+        yield split, Split(images[indices], labels[indices, None])
 
 
 def held_out(labels: NDArray[np.uint8], count: int, seed: int) -> NDArray[np.int64]:
@@ -112,3 +110,17 @@ def _load() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             "install the version that uv.lock names with `uv sync --extra train`."
         )
     return pixels, labels
+
+
+DATASET = Dataset(
+    name="digits",
+    title="Optical recognition of handwritten digits, 8×8 (embedded in scikit-learn)",
+    sources=(),
+    prepare=prepare,
+    parameters={"test_count": 500, "split_seed": 0},
+    image_shape=(1, 8, 8),
+    classes=CLASSES,
+    counts={"train": 1_297, "test": 500},
+    licence=LICENCE,
+    citation=CITATION,
+)

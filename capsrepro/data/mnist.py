@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from capsrepro.data.sources import Labels, Parameter, Splits
+from capsrepro.data.dataset import Dataset, Labels, Parameter, Split, Splits
+from capsrepro.data.sources import SOURCES
 from capsrepro.errors import CapsreproError
 
 CLASSES = tuple("0123456789")
@@ -34,20 +35,18 @@ def prepare(raw_root: Path, parameters: Mapping[str, Parameter]) -> Splits:
         raw_root: Folder that holds `mnist/` with the files.
         parameters: None are known; the mapping is empty.
 
-    Returns:
+    Yields:
         `train` and `test`: images (count, 1, 28, 28) 0..255 and labels (count, 1) 0..9.
 
     Raises:
         CapsreproError: A file is missing or is not what it should be.
     """
     folder = raw_root / "mnist"
-    splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         count = COUNTS[split]
         images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", IMAGES_MAGIC, (count, 28, 28))
         labels = _read_labels(folder / f"{prefix}-labels-idx1-ubyte.gz", count)
-        splits[split] = (images.reshape(count, 1, 28, 28), labels)
-    return splits
+        yield split, Split(images.reshape(count, 1, 28, 28), labels)
 
 
 def _read_labels(path: Path, count: int) -> Labels:
@@ -98,3 +97,17 @@ def _unreadable(path: Path, reason: str) -> CapsreproError:
     return CapsreproError(
         f"cannot read {path}: {reason}; delete it and run `capsrepro datasets fetch mnist`."
     )
+
+
+DATASET = Dataset(
+    name="mnist",
+    title="MNIST handwritten digits, 28×28",
+    sources=SOURCES["mnist"],
+    prepare=prepare,
+    parameters={},
+    image_shape=(1, 28, 28),
+    classes=CLASSES,
+    counts=COUNTS,
+    licence=SOURCES["mnist"][0].licence,
+    citation=SOURCES["mnist"][0].citation,
+)

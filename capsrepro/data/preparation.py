@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from capsrepro.data import DATASETS, fetch, prepared
-from capsrepro.data.sources import Dataset, Parameter
+from capsrepro.data.dataset import Dataset, Parameter
 from capsrepro.errors import CapsreproError, UsageError
 
 

@@ -3,7 +3,7 @@
 Folder layout, below the data root:
 
     raw/<dataset>/<file>             as downloaded, see `fetch`
-    prepared/<name>/<split>.npz      `images` and `labels`, both uint8
+    prepared/<name>/<split>.npz      `images`, `labels` and, where there are any, `factors`: uint8
     prepared/<name>/manifest.json    written last: what it does not name is not there
 """
 
@@ -14,17 +14,18 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capsrepro.data.sources import Images, Labels, Parameter, Source, Splits
+from capsrepro.data.dataset import Note, Parameter, Split, Splits
+from capsrepro.data.sources import Source
 from capsrepro.errors import CapsreproError, UsageError
-from capsrepro.files import digest, sha256_of_file, write_atomically, write_json
+from capsrepro.files import digest, sha256_of_file, sweep, write_atomically, write_json
 
 
-class SplitFacts(TypedDict):
+class ArrayFacts(TypedDict):
     """What one `.npz` must be; shapes are those of one item."""
 
     count: int
@@ -33,6 +34,13 @@ class SplitFacts(TypedDict):
     sha256: str
     images_sha256: str
     labels_sha256: str
+
+
+class SplitFacts(ArrayFacts, total=False):
+    """The same, and what only some data sets have."""
+
+    factors_sha256: str
+    notes: dict[str, Note]
 
 
 class Manifest(TypedDict):
@@ -66,8 +74,7 @@ def write_prepared(
 
     Args:
         name: Data set.
-        splits: Images (count, channels, height, width) and labels (count, labels per image),
-            both uint8, by split name.
+        splits: The arrays, split by split.
         classes: Names, in the order of the label values.
         parameters: All that the preparation was told.
         sources: Files that it was made from.
@@ -83,11 +90,9 @@ def write_prepared(
         ValueError: The arrays are not of the shapes and types above.
     """
     folder = _folder(name, data_root)
-    _clean(folder, keep=splits.keys())
-    facts = {
-        split: _write_split(folder / f"{split}.npz", images, labels)
-        for split, (images, labels) in splits.items()
-    }
+    sweep(folder)
+    facts = {split: _write_split(folder / f"{split}.npz", arrays) for split, arrays in splits}
+    _remove_others(folder, keep=facts.keys())
     manifest: Manifest = {
         "name": name,
         "version": version,
@@ -102,21 +107,36 @@ def write_prepared(
     return manifest
 
 
-def _write_split(path: Path, images: Images, labels: Labels) -> SplitFacts:
-    if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.uint8 or labels.ndim != 2:
-        raise ValueError(f"{path} must get uint8 images (N, C, H, W) and uint8 labels (N, L)")
-    if len(images) != len(labels) or not len(images):
-        raise ValueError(f"{path} must not get {len(images)} images and {len(labels)} labels")
+def _write_split(path: Path, split: Split) -> SplitFacts:
+    arrays: dict[str, Any] = {"images": split.images, "labels": split.labels}
+    if split.factors is not None:
+        arrays["factors"] = split.factors
+    ranks = [array.ndim for array in arrays.values()]
+    if (
+        any(array.dtype != np.uint8 for array in arrays.values())
+        or ranks != [4, 2, 2][: len(ranks)]
+    ):
+        raise ValueError(
+            f"{path} must get uint8 images (N, C, H, W), labels (N, L) and factors (N, F)"
+        )
+    counts = {key: len(array) for key, array in arrays.items()}
+    if len(set(counts.values())) != 1 or not counts["images"]:
+        raise ValueError(f"{path} must get as many of each and at least one, not {counts}")
     # Uncompressed and with a fixed date inside: the same arrays give the same bytes.
-    write_atomically(path, partial(np.savez, images=images, labels=labels))
-    return {
-        "count": len(images),
-        "image_shape": list(images.shape[1:]),
-        "label_shape": list(labels.shape[1:]),
+    write_atomically(path, partial(np.savez, **arrays))
+    facts: SplitFacts = {
+        "count": len(split.images),
+        "image_shape": list(split.images.shape[1:]),
+        "label_shape": list(split.labels.shape[1:]),
         "sha256": sha256_of_file(path),
-        "images_sha256": _sha256_of_array(images),
-        "labels_sha256": _sha256_of_array(labels),
+        "images_sha256": _sha256_of_array(split.images),
+        "labels_sha256": _sha256_of_array(split.labels),
     }
+    if split.factors is not None:
+        facts["factors_sha256"] = _sha256_of_array(split.factors)
+    if split.notes:
+        facts["notes"] = dict(split.notes)
+    return facts
 
 
 def content_digest(splits: Mapping[str, SplitFacts], parameters: Mapping[str, Parameter]) -> str:
@@ -164,12 +184,11 @@ def read_manifest(name: str, data_root: Path) -> Manifest:
     return manifest
 
 
-def load_split(name: str, split: str, data_root: Path) -> tuple[Images, Labels]:
+def load_split(name: str, split: str, data_root: Path) -> Split:
     """Read one split, after its file's SHA-256 is found to be what the manifest says.
 
     Returns:
-        Images 0..255, shape (count, channels, height, width), and labels, shape (count, labels
-        per image), both uint8.
+        Its arrays and the notes of its manifest.
 
     Raises:
         CapsreproError: The data set is not prepared, or its file is missing or changed.
@@ -181,7 +200,8 @@ def load_split(name: str, split: str, data_root: Path) -> tuple[Images, Labels]:
         raise UsageError(f"data set {name} has no split {split}; choose one of {known}.")
     path = _checked(name, split, splits[split], data_root)
     with np.load(path, allow_pickle=False) as arrays:
-        return arrays["images"], arrays["labels"]
+        factors = arrays.get("factors")
+        return Split(arrays["images"], arrays["labels"], factors, splits[split].get("notes"))
 
 
 def verify(name: str, data_root: Path) -> Manifest:
@@ -218,10 +238,8 @@ def _folder(name: str, data_root: Path) -> Path:
     return data_root / "prepared" / name
 
 
-def _clean(folder: Path, keep: Collection[str]) -> None:
-    """Remove what a killed preparation, or one with other splits, has left."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+def _remove_others(folder: Path, keep: Collection[str]) -> None:
+    """Remove the files of a preparation that had other splits."""
     for path in folder.glob("*.npz"):
         if path.stem not in keep:
             path.unlink(missing_ok=True)
@@ -238,7 +256,10 @@ def _parse(path: Path) -> Manifest | None:
         facts = dict(manifest["splits"])
         whole = content_digest(facts, manifest["parameters"]) == manifest["digest"]
         complete = set(manifest) == Manifest.__required_keys__ and all(
-            set(split) == SplitFacts.__required_keys__ for split in facts.values()
+            ArrayFacts.__required_keys__
+            <= set(split)
+            <= ArrayFacts.__required_keys__ | SplitFacts.__optional_keys__
+            for split in facts.values()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,28 +1,8 @@
-"""Every file that is ever downloaded, once: where from, what it must be, whose it is.
-
-Also the shape of a row of `DATASETS`. A new data set is a module with a `prepare` function, its
-files here, and one row in `capsrepro/data/__init__.py`.
-"""
+"""Every file that is ever downloaded, once: where from, what it must be, whose it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-
-Parameter: TypeAlias = int | float | str | bool
-
-Images: TypeAlias = NDArray[np.uint8]
-"""Pixels 0..255, shape (count, channels, height, width)."""
-
-Labels: TypeAlias = NDArray[np.uint8]
-"""Class indices, shape (count, labels per image); smallNORB has five per image, MNIST one."""
-
-Splits: TypeAlias = Mapping[str, tuple[Images, Labels]]
 
 
 @dataclass(frozen=True)
@@ -51,38 +31,6 @@ class Source:
     def key(self) -> str:
         """`dataset/name`: what messages and manifests call this file."""
         return f"{self.dataset}/{self.name}"
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """One row of `DATASETS`: all that the rest of the suite has to know about a data set.
-
-    Attributes:
-        name: As in params.yaml and on the command line.
-        title: For people.
-        sources: Files to fetch first; empty when a library carries the data. They may belong to
-            another data set (MultiMNIST is made from MNIST's files).
-        prepare: `prepare(raw_root, parameters)` reads the fetched files and gives every split.
-        parameters: Every parameter that `prepare` knows, with its default.
-        image_shape: (channels, height, width).
-        classes: Names, in the order of the label values.
-        counts: Images per split under the default parameters.
-        licence: Under which its authors published it.
-        citation: What to cite when using it.
-        version: Raised when `prepare` would give other arrays for the same parameters.
-    """
-
-    name: str
-    title: str
-    sources: tuple[Source, ...]
-    prepare: Callable[[Path, Mapping[str, Parameter]], Splits]
-    parameters: Mapping[str, Parameter]
-    image_shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    counts: Mapping[str, int]
-    licence: str
-    citation: str
-    version: int = 1
 
 
 def _mnist(name: str, sha256: str, size_bytes: int) -> Source:

@@ -59,10 +59,10 @@ def try_step(model: nn.Module, spec: RunSpec, device: torch.device) -> None:
 
 def training_stream(project: Project, spec: RunSpec, device: torch.device) -> TrainingStream:
     """The augmented training batches of a run."""
-    images, labels = load_split(spec.protocol.dataset, "train", project.data)
+    split = load_split(spec.protocol.dataset, "train", project.data)
     return TrainingStream(
-        images,
-        labels,
+        split.images,
+        split.labels,
         batch_size=spec.protocol.recipe.batch_size,
         shift_px=spec.protocol.recipe.shift_px,
         order_seed=state.stream_seed(spec.seed, "order"),
@@ -73,8 +73,8 @@ def training_stream(project: Project, spec: RunSpec, device: torch.device) -> Tr
 
 def test_split(project: Project, spec: RunSpec, device: torch.device) -> EvaluationSplit:
     """The test images of a run's data set."""
-    images, labels = load_split(spec.protocol.dataset, "test", project.data)
-    return EvaluationSplit(images, labels, batch_size=_EVALUATION_BATCH, device=device)
+    split = load_split(spec.protocol.dataset, "test", project.data)
+    return EvaluationSplit(split.images, split.labels, batch_size=_EVALUATION_BATCH, device=device)
 
 
 def prepare_data(project: Project, spec: RunSpec) -> Manifest:

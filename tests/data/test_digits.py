@@ -17,12 +17,12 @@ PARAMETERS = DATASETS["digits"].parameters
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    return prepare(tmp_path_factory.mktemp("raw"), PARAMETERS)
+    return dict(prepare(tmp_path_factory.mktemp("raw"), PARAMETERS))
 
 
 def test_sizes_and_range(splits):
     for split, count in DATASETS["digits"].counts.items():
-        images, labels = splits[split]
+        images, labels, *_ = splits[split]
         assert images.shape == (count, *DATASETS["digits"].image_shape)
         assert labels.shape == (count, 1)
         assert images.dtype == labels.dtype == np.uint8
@@ -87,10 +87,10 @@ def test_parameter_of_another_type_is_refused(value, tmp_path):
 def test_other_digits_are_noticed(monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "CONTENT_SHA256", "0" * 64)
     with pytest.raises(CapsreproError, match="carries other digits"):
-        prepare(tmp_path, PARAMETERS)
+        list(prepare(tmp_path, PARAMETERS))
 
 
 def test_missing_scikit_learn_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(CapsreproError, match="run `uv sync --extra train`"):
-        prepare(tmp_path, PARAMETERS)
+        list(prepare(tmp_path, PARAMETERS))

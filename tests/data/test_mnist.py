@@ -75,7 +75,7 @@ def test_damaged_file_is_one_sentence(fault, tmp_path):
 
 def test_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(CapsreproError, match=r"train-images-idx3-ubyte\.gz: No such file"):
-        prepare(tmp_path, {})
+        list(prepare(tmp_path, {}))
 
 
 def test_unknown_parameter_is_refused(tmp_path):
@@ -108,9 +108,10 @@ def test_sources_name_the_real_files():
 def test_reader_agrees_with_torchvision(tmp_path):
     from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
-    splits = prepare(DATASETS_FOLDER, {})
+    splits = dict(prepare(DATASETS_FOLDER, {}))
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        for array, kind in zip(splits[split], ("images-idx3", "labels-idx1"), strict=True):
+        images, labels, *_ = splits[split]
+        for array, kind in ((images, "images-idx3"), (labels, "labels-idx1")):
             packed = DATASETS_FOLDER / "mnist" / f"{prefix}-{kind}-ubyte.gz"
             path = written(tmp_path / kind, gzip.decompress(packed.read_bytes()))
             theirs = read_sn3_pascalvincent_tensor(str(path)).numpy()
@@ -126,7 +127,7 @@ def test_prepare_the_real_files(tmp_path):
     assert manifest["digest"] == "4b78b52630beae174eceae67c6a24108e9eabe88adb3949015e72b521df2428a"
     assert dataset_state("mnist", tmp_path) == "prepared"
     for split, count in DATASETS["mnist"].counts.items():
-        images, labels = load_split("mnist", split, tmp_path)
+        images, labels, *_ = load_split("mnist", split, tmp_path)
         assert images.shape == (count, 1, 28, 28)
         assert labels.shape == (count, 1)
     assert np.bincount(labels[:, 0]).tolist() == [

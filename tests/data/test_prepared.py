@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from capsrepro.data import DATASETS, prepared
+from capsrepro.data.dataset import Split
 from capsrepro.data.preparation import dataset_state, prepare_dataset
 from capsrepro.data.sources import SOURCES
 from capsrepro.errors import CapsreproError, UsageError
@@ -25,12 +26,12 @@ PARAMETERS = {"seed": 0}
 def toy_splits(count: int = 6):
     images = np.arange(count * 2 * 3 * 4, dtype=np.uint8).reshape(count, 2, 3, 4)
     labels = np.arange(count * 5, dtype=np.uint8).reshape(count, 5)
-    return {"train": (images, labels), "test": (images[::-1], labels[::-1])}
+    return {"train": Split(images, labels), "test": Split(images[::-1], labels[::-1])}
 
 
 def write_toy(root: Path, splits=None, parameters=PARAMETERS, copy: Path | None = None):
     return prepared.write_prepared(
-        "toy", splits or toy_splits(), "ab", parameters, SOURCES["mnist"], root, copy
+        "toy", (splits or toy_splits()).items(), "ab", parameters, SOURCES["mnist"], root, copy
     )
 
 
@@ -42,7 +43,7 @@ def tiny(monkeypatch):
     def prepare(raw_root, parameters):
         calls.append(dict(parameters))
         time.sleep(0.02)
-        return toy_splits(parameters["count"])
+        return toy_splits(parameters["count"]).items()
 
     row = replace(
         DATASETS["digits"], name="tiny", prepare=prepare, parameters={"count": 6, "scale": 1.0}
@@ -59,10 +60,29 @@ def test_what_is_written_is_read(tmp_path):
     assert manifest["splits"]["train"]["image_shape"] == [2, 3, 4]
     assert manifest["splits"]["train"]["label_shape"] == [5]
     assert manifest["sources"]["mnist/t10k-labels-idx1-ubyte.gz"].startswith("f7ae60f9")
-    for split, (images, labels) in toy_splits().items():
-        read_images, read_labels = prepared.load_split("toy", split, tmp_path)
-        np.testing.assert_array_equal(read_images, images)
-        np.testing.assert_array_equal(read_labels, labels)
+    for split, written in toy_splits().items():
+        read = prepared.load_split("toy", split, tmp_path)
+        np.testing.assert_array_equal(read.images, written.images)
+        np.testing.assert_array_equal(read.labels, written.labels)
+        assert read.factors is None
+        assert read.notes is None
+
+
+def test_factors_and_notes_are_kept(tmp_path):
+    factors = np.arange(12, dtype=np.uint8).reshape(6, 2)
+    whole = toy_splits()["train"]._replace(factors=factors, notes={"overlap_pct": 79.0})
+    manifest = write_toy(tmp_path, {"train": whole})
+    assert prepared.read_manifest("toy", tmp_path) == manifest
+    read = prepared.load_split("toy", "train", tmp_path)
+    np.testing.assert_array_equal(read.factors, factors)
+    assert read.notes == {"overlap_pct": 79.0}
+    digests = {
+        write_toy(tmp_path / str(index), {"train": split})["digest"]
+        for index, split in enumerate(
+            [whole, whole._replace(factors=factors + 1), whole._replace(notes={"overlap_pct": 80})]
+        )
+    }
+    assert len(digests) == 3
 
 
 def test_bytes_and_manifest_are_the_same_every_time(tmp_path):
@@ -82,7 +102,9 @@ def test_digest_follows_content_and_parameters_only(tmp_path):
     original = digest_of("original")
     pixel = toy_splits()
     pixel["test"][0][0, 0, 0, 0] += 1
-    flat = {split: (i.reshape(-1, 2, 4, 3), j) for split, (i, j) in toy_splits().items()}
+    flat = {
+        split: Split(s.images.reshape(-1, 2, 4, 3), s.labels) for split, s in toy_splits().items()
+    }
     swapped = dict(zip(("test", "train"), toy_splits().values(), strict=True))
     assert digest_of("elsewhere") == original
     for name, splits in (("pixel", pixel), ("shape", flat), ("swapped", swapped)):
@@ -134,10 +156,10 @@ def test_damaged_manifest_is_named(text, tmp_path):
 
 
 def test_arrays_of_another_type_are_refused(tmp_path):
-    images, labels = toy_splits()["train"]
+    images, labels, *_ = toy_splits()["train"]
     for wrong in ((images / 255, labels), (images, labels[:, 0]), (images[:3], labels)):
         with pytest.raises(ValueError, match=r"toy/train\.npz must"):
-            write_toy(tmp_path, splits={"train": wrong})
+            write_toy(tmp_path, splits={"train": Split(*wrong)})
 
 
 def test_prepare_twice_does_it_once(tiny, tmp_path):
@@ -206,11 +228,12 @@ from pathlib import Path
 import numpy as np
 from capsrepro.data import DATASETS
 from capsrepro.data.preparation import prepare_dataset
+from capsrepro.data.dataset import Split
 from capsrepro.errors import CapsreproError
 
 def prepare(raw_root, parameters):
     arrays = np.zeros((100, 1, 32, 32), np.uint8), np.zeros((100, 1), np.uint8)
-    return {"train": arrays, "test": arrays}
+    return {"train": Split(*arrays), "test": Split(*arrays)}.items()
 
 fsync, left = os.fsync, [int(sys.argv[2])]
 
