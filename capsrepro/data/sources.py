@@ -33,6 +33,9 @@ class Source:
         return f"{self.dataset}/{self.name}"
 
 
+_PENDING = "0" * 64  # replaced before this is released
+
+
 def _mnist(name: str, sha256: str, size_bytes: int) -> Source:
     return Source(
         dataset="mnist",
@@ -74,4 +77,38 @@ SOURCES: dict[str, tuple[Source, ...]] = {
             4_542,
         ),
     ),
+    "cifar10": (
+        Source(
+            dataset="cifar10",
+            name="cifar-10-binary.tar.gz",
+            mirrors=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+            sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            size_bytes=170_052_171,
+            licence="",
+            citation="",
+        ),
+    ),
+    "cifar10-jpeg": (
+        Source(
+            "cifar10-jpeg75",
+            "cifar10_jpegs_official_order.tar.xz",
+            (),
+            _PENDING,
+            18_416_440,
+            "",
+            "",
+        ),
+    ),
+    "svhn": tuple(
+        Source(
+            "svhn", name, (f"http://ufldl.stanford.edu/housenumbers/{name}",), _PENDING, 1, "", ""
+        )
+        for name in ("train_32x32.mat", "test_32x32.mat")
+    ),
+    "smallnorb": tuple(
+        Source("smallnorb", f"smallnorb-5x{part}-{kind}.mat.gz", (), _PENDING, 1, "", "")
+        for part in ("46789x9x18x6x2x96x96-training", "01235x9x18x6x2x96x96-testing")
+        for kind in ("dat", "cat", "info")
+    ),
+    "affnist": (Source("affnist", "test.mat.zip", (), _PENDING, 1, "", ""),),
 }
