@@ -33,9 +33,6 @@ class Source:
         return f"{self.dataset}/{self.name}"
 
 
-_PENDING = "0" * 64  # replaced before this is released
-
-
 def _mnist(name: str, sha256: str, size_bytes: int) -> Source:
     return Source(
         dataset="mnist",
@@ -53,6 +50,51 @@ def _mnist(name: str, sha256: str, size_bytes: int) -> Source:
         ),
     )
 
+
+_CIFAR10_CITATION = (
+    "A. Krizhevsky: Learning multiple layers of features from tiny images. Technical report, "
+    "University of Toronto, 2009."
+)
+
+
+def _svhn(name: str, sha256: str, size_bytes: int) -> Source:
+    return Source(
+        dataset="svhn",
+        name=name,
+        # The server speaks plain http only; the hash is what vouches for the file.
+        mirrors=(f"http://ufldl.stanford.edu/housenumbers/{name}",),
+        sha256=sha256,
+        size_bytes=size_bytes,
+        licence="non-commercial use only",
+        citation=(
+            "Y. Netzer, T. Wang, A. Coates, A. Bissacco, B. Wu, A. Y. Ng: Reading digits in "
+            "natural images with unsupervised feature learning. NIPS workshop on deep learning "
+            "and unsupervised feature learning, 2011."
+        ),
+    )
+
+
+def _smallnorb(part: str, kind: str, sha256: str, size_bytes: int) -> Source:
+    name = f"smallnorb-5x{part}-{kind}.mat.gz"
+    return Source(
+        dataset="smallnorb",
+        name=name,
+        # Two spellings of one server: no second server has these bytes.
+        mirrors=(
+            f"https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/{name}",
+            f"https://www.cs.nyu.edu/~ylclab/data/norb-v1.0-small/{name}",
+        ),
+        sha256=sha256,
+        size_bytes=size_bytes,
+        licence="research only; must not be sold",
+        citation=(
+            "Y. LeCun, F. J. Huang, L. Bottou: Learning methods for generic object recognition "
+            "with invariance to pose and lighting. CVPR, 2004."
+        ),
+    )
+
+
+_TRAINING, _TESTING = "46789x9x18x6x2x96x96-training", "01235x9x18x6x2x96x96-testing"
 
 SOURCES: dict[str, tuple[Source, ...]] = {
     "mnist": (
@@ -77,38 +119,94 @@ SOURCES: dict[str, tuple[Source, ...]] = {
             4_542,
         ),
     ),
+    "affnist": (
+        Source(
+            dataset="affnist",
+            name="test.mat.zip",
+            mirrors=(
+                "https://www.cs.toronto.edu/~tijmen/affNIST/32x/transformed/test.mat.zip",
+                "http://www.cs.toronto.edu/~tijmen/affNIST/32x/transformed/test.mat.zip",
+            ),
+            sha256="2cde38ec83ee2ebfd7b901f8be5a09efb17a1bda04771f9b4905751eb945c01a",
+            size_bytes=121_743_191,
+            licence="not stated; derived from MNIST",
+            citation="T. Tieleman: The affNIST dataset for machine learning. Toronto, 2013.",
+        ),
+    ),
     "cifar10": (
         Source(
             dataset="cifar10",
             name="cifar-10-binary.tar.gz",
-            mirrors=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+            mirrors=(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/"
+                "cifar-10-binary.tar.gz",
+            ),
             sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
             size_bytes=170_052_171,
-            licence="",
-            citation="",
+            licence="not stated; citation asked for",
+            citation=_CIFAR10_CITATION,
         ),
     ),
     "cifar10-jpeg": (
         Source(
-            "cifar10-jpeg75",
-            "cifar10_jpegs_official_order.tar.xz",
-            (),
-            _PENDING,
-            18_416_440,
-            "",
-            "",
+            dataset="cifar10-jpeg75",
+            name="cifar10_jpegs_official_order.tar.xz",
+            mirrors=(),  # ours, for trying code on photographs: only CAPSREPRO_MIRROR has it
+            sha256="a1b38069e6109c249adbf5783cc66bfd60946d3a24c5f3ab95f392191381f7d9",
+            size_bytes=18_416_440,
+            licence="not stated; made from CIFAR-10",
+            citation=_CIFAR10_CITATION,
         ),
     ),
-    "svhn": tuple(
-        Source(
-            "svhn", name, (f"http://ufldl.stanford.edu/housenumbers/{name}",), _PENDING, 1, "", ""
-        )
-        for name in ("train_32x32.mat", "test_32x32.mat")
+    "svhn": (
+        _svhn(
+            "train_32x32.mat",
+            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+            182_040_794,
+        ),
+        _svhn(
+            "test_32x32.mat",
+            "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+            64_275_384,
+        ),
     ),
-    "smallnorb": tuple(
-        Source("smallnorb", f"smallnorb-5x{part}-{kind}.mat.gz", (), _PENDING, 1, "", "")
-        for part in ("46789x9x18x6x2x96x96-training", "01235x9x18x6x2x96x96-testing")
-        for kind in ("dat", "cat", "info")
+    "smallnorb": (
+        _smallnorb(
+            _TRAINING,
+            "dat",
+            "5ffd6272a07d32695ee1082a26a41a93a37aab8c28da047f8c34ed348d214873",
+            131_896_188,
+        ),
+        _smallnorb(
+            _TRAINING,
+            "cat",
+            "2784e542c1922060691090952b6cd6278879a216c90f81476f0f00256d42cdaa",
+            348,
+        ),
+        _smallnorb(
+            _TRAINING,
+            "info",
+            "de7eb932ebe7a4ee16217fead60660d0eb3d23632c2f4d1c51f88c501c17bf32",
+            71_052,
+        ),
+        _smallnorb(
+            _TESTING,
+            "dat",
+            "cf7104eed3e51174d2f65b66d1e5878b9da233b886f161b0d88f4510ba2c7474",
+            130_799_817,
+        ),
+        _smallnorb(
+            _TESTING,
+            "cat",
+            "ecaf6d5bb8c3bc5eab9cf0258f6d2198dd474e016e374836fc097f2e5ff509ff",
+            347,
+        ),
+        _smallnorb(
+            _TESTING,
+            "info",
+            "16adf314226327ee006d1a44db8cfef52773c06c829951d5653a9f6f310248a2",
+            10_428,
+        ),
     ),
-    "affnist": (Source("affnist", "test.mat.zip", (), _PENDING, 1, "", ""),),
 }
