@@ -14,9 +14,11 @@ from pydantic import ValidationError
 
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
-from capsrepro.schema import FAMILIES, Entry, ModelSpec, Params, Protocol
+from capsrepro.schema import FAMILIES, OPERATIONS, Entry, ModelSpec, Params, Protocol
 
 _RUN_NAME = re.compile(r"^(?P<protocol>[\w.-]+)/(?P<model>[\w.-]+)/seed-(?P<seed>\d+)$")
+# Branches of a union, which pydantic puts into the place of an error; the file has no such keys.
+_TAGS = (*FAMILIES, *OPERATIONS, "int", "float", "str")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -125,8 +127,7 @@ def _refuse_doubled_keys(node: yaml.Node | None, path: Path) -> None:
 
 def _explain(error: ValidationError, text: str, path: Path) -> str:
     first = error.errors()[0]
-    # pydantic puts the branch of a union into the location; the file has no such key.
-    keys = [key for key in first["loc"] if key not in (*FAMILIES, "int", "float", "str")]
+    keys = [key for key in first["loc"] if key not in _TAGS]
     name = ".".join(map(str, keys)) or "the file"
     problem = {
         "extra_forbidden": "is not a known key",
@@ -158,7 +159,14 @@ def _line_of(text: str, keys: list[Any]) -> int:
 
 
 def _check_names(params: Params, text: str, path: Path) -> None:
-    """Every name that a protocol uses must be defined."""
+    """Every name that a protocol or an augmentation uses must be defined."""
+    for dataset in params.augmentations:
+        if dataset not in params.datasets:
+            line = _line_of(text, ["augmentations", dataset])
+            raise UsageError(
+                f"{path}, line {line}: augmentations names data set {dataset}, "
+                f"which is not defined; known: {', '.join(params.datasets)}."
+            )
     for name, protocol in params.protocols.items():
         named: list[tuple[str, str, Iterable[str]]] = [
             ("dataset", protocol.dataset, params.datasets),

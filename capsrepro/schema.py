@@ -1,8 +1,8 @@
 """What may stand in `params.yaml`: every key with its meaning, unit and where its value comes from.
 
 Only *what* is run stands here; where and how (device, folders, mirror) are command-line options and
-environment variables (`capsrepro/project.py`). No field has a default: a named model or protocol
-fixes all of them, so that its digest says everything.
+environment variables (`capsrepro/project.py`). A named model or protocol fixes every field, so that
+its digest says everything; a field that came later has a default, which no digest holds.
 
 Sources: DR17 is Sabour et al. 2017 (arXiv 1710.09829v2), DR17-code its authors' released program,
 EM18 is Hinton et al. 2018.
@@ -116,7 +116,59 @@ ModelSpec = Annotated[CapsNetSpec | BaselineCNNSpec, Field(discriminator="family
 FAMILIES = ("capsnet", "baseline-cnn")
 
 
-class Recipe(Entry):
+class Crop(Entry):
+    """A square window: at a random place in training, the central one in evaluation."""
+
+    op: Literal["crop"]
+    size_px: int = Field(gt=0, description="pixels; DR17 §7: 24 for CIFAR-10, 32 for smallNORB")
+
+
+class Flip(Entry):
+    """Left and right exchanged in half of the training images (DR17-code, CIFAR-10)."""
+
+    op: Literal["flip"]
+
+
+class Brightness(Entry):
+    """One number added to all pixels of a training image, uniform in ±max_delta, not clipped."""
+
+    op: Literal["brightness"]
+    max_delta: Ratio = Field(
+        description="in the pixels' unit at that point: of white before standardisation "
+        "(DR17-code, EM18-code: 63/255), of standard deviations after it"
+    )
+
+
+class Contrast(Entry):
+    """Distances from each channel's mean times one factor per training image, not clipped."""
+
+    op: Literal["contrast"]
+    lower: float = Field(ge=0, description="DR17-code, EM18-code: 0.2")
+    upper: float = Field(gt=0, description="DR17-code, EM18-code: 1.8")
+
+
+class Standardise(Entry):
+    """Mean 0 and variance 1 over all pixels and channels of an image, always."""
+
+    op: Literal["standardise"]
+
+
+Operation = Annotated[Crop | Flip | Brightness | Contrast | Standardise, Field(discriminator="op")]
+OPERATIONS = ("crop", "flip", "brightness", "contrast", "standardise")
+
+
+class Augmentation(Entry):
+    """What a network sees of an image."""
+
+    shift_px: int = Field(
+        ge=0, description="largest random shift, zero padded; DR17 §5: 2, before all else"
+    )
+    operations: tuple[Operation, ...] = Field(
+        (), description="after the shift, in this order, on pixels of 0 to 1"
+    )
+
+
+class Recipe(Augmentation):
     """How a model is trained. DR17 §4 names Adam and a decay; every number is DR17-code's."""
 
     batch_size: int = Field(gt=0, description="images; Fig. A.2: 128")
@@ -128,7 +180,6 @@ class Recipe(Entry):
     decay_steps: float = Field(gt=0, description="steps, continuous; DR17-code: 2,000")
     adam_betas: tuple[float, float] = Field(description="TensorFlow 1 defaults: 0.9, 0.999")
     adam_epsilon: float = Field(gt=0, description="TensorFlow 1 default: 1e-8")
-    shift_px: int = Field(ge=0, description="largest random shift, zero padded; DR17 §5: 2")
     precision: Precision = Field(
         description="of the convolutions; routing and losses are always float32"
     )
@@ -190,6 +241,9 @@ class Params(Entry):
     margins: Margins
     datasets: dict[str, dict[str, int | float | str]] = Field(
         description="preparation parameters by data set"
+    )
+    augmentations: dict[str, dict[str, Augmentation]] = Field(
+        description="by data set, then by paper and reading; recipes take theirs from here"
     )
     models: dict[str, dict[str, ModelSpec]] = Field(description="named models by image size")
     protocols: dict[str, Protocol]

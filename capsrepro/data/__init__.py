@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from capsrepro.data import digits, mnist
+from capsrepro.data import digits, mnist, multimnist
 from capsrepro.data.dataset import Dataset
 
 DATASETS: dict[str, Dataset] = {
     "digits": digits.DATASET,
     "mnist": mnist.DATASET,
+    "multimnist": multimnist.TEXT,
+    "multimnist-relative": multimnist.RELATIVE,
+    "multimnist-code": multimnist.CODE,
 }

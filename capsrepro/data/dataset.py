@@ -65,6 +65,7 @@ class Dataset:
         counts: Images per split under the default parameters.
         licence: Under which its authors published it.
         citation: What to cite when using it.
+        labels_per_image: Two when its images are pairs of the stored ones, composed on the device.
         factors: Names of the columns of every split's `factors`.
         optional: Whether it is left out where every data set is meant.
         version: Raised when `prepare` would give other arrays for the same parameters.
@@ -80,6 +81,7 @@ class Dataset:
     counts: Mapping[str, int]
     licence: str
     citation: str
+    labels_per_image: int = 1
     factors: tuple[str, ...] = ()
     optional: bool = False
     version: int = 1

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from capsrepro.config import RunSpec
+from capsrepro.data.augmentation import seen_shape
 from capsrepro.data.batches import EvaluationSplit, TrainingStream
+from capsrepro.data.loading import load_examples
 from capsrepro.data.preparation import find_dataset, prepare_dataset
-from capsrepro.data.prepared import Manifest, load_split
+from capsrepro.data.prepared import Manifest
 from capsrepro.errors import CapsreproError
 from capsrepro.models import MODELS
 from capsrepro.project import Project
@@ -28,8 +30,9 @@ def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
         fields["primary_scale"] = float(Fraction(fields["primary_scale"]))
     torch.manual_seed(state.stream_seed(spec.seed, "init"))
     try:
+        shape = seen_shape(dataset.image_shape, spec.protocol.recipe.operations)
         model: nn.Module = MODELS[spec.model.family](
-            image_shape=dataset.image_shape, classes=len(dataset.classes), **fields
+            image_shape=shape, classes=len(dataset.classes), **fields
         )
     except ValueError as error:
         raise CapsreproError(
@@ -50,31 +53,33 @@ def try_step(model: nn.Module, spec: RunSpec, device: torch.device) -> None:
     """One step on black images, so that a lack of memory shows before anything is downloaded."""
     dataset = find_dataset(spec.protocol.dataset)
     size = spec.protocol.recipe.batch_size
-    images = torch.zeros(size, *dataset.image_shape, device=device)
-    labels = torch.zeros(size, 1, dtype=torch.long, device=device)
-    model.objective(images, labels, images.unsqueeze(1)).loss.backward()  # type: ignore[operator]
+    shape = seen_shape(dataset.image_shape, spec.protocol.recipe.operations)
+    images = torch.zeros(size, *shape, device=device)
+    labels = torch.arange(dataset.labels_per_image, device=device).expand(size, -1)
+    targets = images.unsqueeze(1).expand(-1, dataset.labels_per_image, *shape)
+    model.objective(images, labels, targets).loss.backward()  # type: ignore[operator]
     model.zero_grad(set_to_none=True)
     torch.manual_seed(state.stream_seed(spec.seed, "dropout"))
 
 
 def training_stream(project: Project, spec: RunSpec, device: torch.device) -> TrainingStream:
     """The augmented training batches of a run."""
-    split = load_split(spec.protocol.dataset, "train", project.data)
     return TrainingStream(
-        split.images,
-        split.labels,
+        load_examples(spec.protocol.dataset, "train", project.data, device),
         batch_size=spec.protocol.recipe.batch_size,
-        shift_px=spec.protocol.recipe.shift_px,
+        augmentation=spec.protocol.recipe,
         order_seed=state.stream_seed(spec.seed, "order"),
         augmentation_seed=state.stream_seed(spec.seed, "augmentation"),
-        device=device,
     )
 
 
 def test_split(project: Project, spec: RunSpec, device: torch.device) -> EvaluationSplit:
     """The test images of a run's data set."""
-    split = load_split(spec.protocol.dataset, "test", project.data)
-    return EvaluationSplit(split.images, split.labels, batch_size=_EVALUATION_BATCH, device=device)
+    return EvaluationSplit(
+        load_examples(spec.protocol.dataset, "test", project.data, device),
+        batch_size=_EVALUATION_BATCH,
+        operations=spec.protocol.recipe.operations,
+    )
 
 
 def prepare_data(project: Project, spec: RunSpec) -> Manifest:

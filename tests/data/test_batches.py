@@ -10,7 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capsrepro.data.batches import Batch, EvaluationSplit, TrainingStream, mix, mix_counters
+from capsrepro.data.batches import Batch, EvaluationSplit, TrainingStream
+from capsrepro.data.counters import mix, mix_counters
+from capsrepro.data.examples import StoredExamples
+from capsrepro.schema import Augmentation
 
 CPU = torch.device("cpu")
 MASK = (1 << 64) - 1
@@ -20,13 +23,11 @@ def stream(images, labels=None, *, batch_size=1, shift=0, order=0, augmentation=
     if labels is None:
         labels = np.zeros((len(images), 1), np.uint8)
     return TrainingStream(
-        images,
-        labels,
+        StoredExamples(images, labels, device),
         batch_size=batch_size,
-        shift_px=shift,
+        augmentation=Augmentation(shift_px=shift),
         order_seed=order,
         augmentation_seed=augmentation,
-        device=device,
     )
 
 
@@ -174,9 +175,8 @@ def test_types_ranges_and_targets() -> None:
 
 
 def test_evaluation_takes_every_image_once_in_order() -> None:
-    split = EvaluationSplit(
-        numbered(10), np.arange(10, dtype=np.uint8).reshape(10, 1), batch_size=4, device=CPU
-    )
+    labels = np.arange(10, dtype=np.uint8).reshape(10, 1)
+    split = EvaluationSplit(StoredExamples(numbered(10), labels, CPU), batch_size=4)
     batches = list(split)
     assert [len(batch.images) for batch in batches] == [4, 4, 2]
     assert [item for batch in batches for item in items_of(batch)] == list(range(10))
@@ -226,7 +226,7 @@ def test_cpu_and_gpu_make_the_same_batches() -> None:
         )
         assert equal(here, Batch(*(part.cpu() for part in there)))
     splits = [
-        EvaluationSplit(images, labels, batch_size=20, device=device)
+        EvaluationSplit(StoredExamples(images, labels, device), batch_size=20)
         for device in (CPU, torch.device("cuda"))
     ]
     here, there = (next(iter(split)) for split in splits)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from capsrepro.config import load_params, resolve_run
 from capsrepro.data.batches import EvaluationSplit
+from capsrepro.data.examples import StoredExamples
 from capsrepro.evaluation.accuracy import measure_accuracy
 from capsrepro.running.assembly import build_model
 
@@ -35,7 +36,9 @@ class Lookup(nn.Module):
 def split_of(labels: list[list[int]], batch_size: int = 4) -> EvaluationSplit:
     """Image i has the value i everywhere."""
     images = np.arange(len(labels), dtype=np.uint8).repeat(4).reshape(-1, 1, 2, 2)
-    return EvaluationSplit(images, np.array(labels, np.uint8), batch_size=batch_size, device=CPU)
+    return EvaluationSplit(
+        StoredExamples(images, np.array(labels, np.uint8), CPU), batch_size=batch_size
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 250])
@@ -69,6 +72,6 @@ def test_a_network_is_judged_the_same_in_any_batch_size(name: str) -> None:
     labels = scores.argmax(1).numpy().astype(np.uint8)
     labels[::2] = (labels[::2] + 1) % 10
     for batch_size in (1, 7, 60):
-        split = EvaluationSplit(images, labels[:, None], batch_size=batch_size, device=CPU)
+        split = EvaluationSplit(StoredExamples(images, labels[:, None], CPU), batch_size=batch_size)
         found = measure_accuracy(model.train(), split)
         assert found == {"test_error_pct": 50.0, "test_errors": 30, "test_images": 60}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from capsrepro.config import load_params, resolve_run
 from capsrepro.data.batches import EvaluationSplit
+from capsrepro.data.examples import StoredExamples
 from capsrepro.errors import UsageError
 from capsrepro.evaluation.accuracy import measure_accuracy
 from capsrepro.evaluation.robustness import (
@@ -53,7 +54,7 @@ def as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def split_of(images: np.ndarray, labels: np.ndarray, batch_size: int = 10) -> EvaluationSplit:
-    return EvaluationSplit(images, labels, batch_size=batch_size, device=CPU)
+    return EvaluationSplit(StoredExamples(images, labels, CPU), batch_size=batch_size)
 
 
 class Linear(nn.Module):

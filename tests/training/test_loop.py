@@ -12,8 +12,10 @@ import torch
 
 from capsrepro.config import load_params, resolve_run
 from capsrepro.data.batches import TrainingStream
+from capsrepro.data.examples import StoredExamples
 from capsrepro.models.predictions import correct
 from capsrepro.running.assembly import build_model
+from capsrepro.schema import Augmentation
 from capsrepro.training.loop import (
     DivergedError,
     learning_rate,
@@ -57,13 +59,11 @@ def new_stream(items: int = 20, batch_size: int = 8) -> TrainingStream:
     images = np.random.default_rng(0).integers(0, 60, (items, 1, 8, 8), np.uint8)
     images[np.arange(items), 0, labels[:, 0]] = 255
     return TrainingStream(
-        images,
-        labels,
+        StoredExamples(images, labels, CPU),
         batch_size=batch_size,
-        shift_px=0,
+        augmentation=Augmentation(shift_px=0),
         order_seed=1,
         augmentation_seed=2,
-        device=CPU,
     )
 
 

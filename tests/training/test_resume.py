@@ -16,8 +16,10 @@ import torch
 
 from capsrepro.config import load_params, resolve_run
 from capsrepro.data.batches import TrainingStream
+from capsrepro.data.examples import StoredExamples
 from capsrepro.data.preparation import prepare_dataset
 from capsrepro.running.assembly import build_model
+from capsrepro.schema import Augmentation
 from capsrepro.training.loop import make_optimizer, train
 from capsrepro.training.state import (
     TrainingState,
@@ -52,14 +54,14 @@ def new_state(model: str) -> TrainingState:
 def new_stream() -> TrainingStream:
     """20 items in batches of 8: two of three epochs end within a batch."""
     random = np.random.default_rng(0)
+    images = random.integers(0, 256, (20, 1, 8, 8), np.uint8)
+    labels = random.integers(0, 10, (20, 1), np.uint8)
     return TrainingStream(
-        random.integers(0, 256, (20, 1, 8, 8), np.uint8),
-        random.integers(0, 10, (20, 1), np.uint8),
+        StoredExamples(images, labels, torch.device("cpu")),
         batch_size=8,
-        shift_px=1,
+        augmentation=Augmentation(shift_px=1),
         order_seed=1,
         augmentation_seed=2,
-        device=torch.device("cpu"),
     )
 
 

@@ -1,0 +1,36 @@
+"""A prepared split, put on the device in the form that batches are drawn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from capsrepro.data.examples import Examples, StoredExamples
+from capsrepro.data.multimnist import composites_of, reading_of
+from capsrepro.data.preparation import find_dataset
+from capsrepro.data.prepared import load_split, read_manifest
+
+
+def load_examples(name: str, split: str, data_root: Path, device: torch.device) -> Examples:
+    """Load one split of a prepared data set.
+
+    Args:
+        name: A key of `DATASETS`.
+        split: One of its splits.
+        data_root: Root of the data folders.
+        device: Where to keep it.
+
+    Returns:
+        Its stored images, or the composites of a data set whose images are pairs.
+
+    Raises:
+        CapsreproError: The data set is not prepared, or its file is missing or changed.
+        UsageError: There is no such data set or split.
+    """
+    dataset = find_dataset(name)
+    arrays = load_split(name, split, data_root)
+    if dataset.labels_per_image == 1:
+        return StoredExamples(arrays.images, arrays.labels, device)
+    reading = reading_of(read_manifest(name, data_root)["parameters"])
+    return composites_of(arrays, reading, split, device)
