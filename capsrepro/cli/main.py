@@ -14,7 +14,10 @@ from capsrepro.errors import CapsreproError
 # Name: (where it is, what `capsrepro --help` says of it). Kept as text so that listing the
 # commands imports neither torch nor mlflow nor scipy.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "datasets": ("capsrepro.cli.datasets:datasets", "List, fetch, prepare and verify data sets."),
+    "datasets": (
+        "capsrepro.cli.datasets:datasets",
+        "Fetch, prepare, verify and show data sets.",
+    ),
     "run": ("capsrepro.cli.runs:run", "Train and test one run; resumes by itself."),
     "attack": ("capsrepro.cli.runs:attack", "Attack a trained run."),
     "verify": ("capsrepro.cli.runs:verify", "Replay a recorded run and compare."),

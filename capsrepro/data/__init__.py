@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capsrepro.data import digits, mnist, multimnist
+from capsrepro.data import digits, mnist, multimnist, smallnorb
 from capsrepro.data.dataset import Dataset
 
 DATASETS: dict[str, Dataset] = {
@@ -11,4 +11,7 @@ DATASETS: dict[str, Dataset] = {
     "multimnist": multimnist.TEXT,
     "multimnist-relative": multimnist.RELATIVE,
     "multimnist-code": multimnist.CODE,
+    "smallnorb": smallnorb.DATASET,
+    "smallnorb-azimuth": smallnorb.AZIMUTH,
+    "smallnorb-elevation": smallnorb.ELEVATION,
 }

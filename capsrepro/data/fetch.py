@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
+from capsrepro.data.progress import show_progress
 from capsrepro.data.sources import Source
 from capsrepro.errors import CapsreproError
 from capsrepro.files import sha256_of_file
@@ -138,13 +138,15 @@ def _retry(attempt: Callable[[], None]) -> None:
     return attempt()
 
 
-def _download(source: Source, path: Path, timeout_s: float, progress: bool, address: str) -> None:
+def _download(source: Source, path: Path, timeout_s: float, shown: bool, address: str) -> None:
     """Try one address once; pooch works in a folder of its own beside the final name."""
     pooch = _import_pooch()
     receive = partial(_receive_http, timeout_s) if _is_url(address) else _receive_copy
 
     def downloader(url: str, temporary: str, _: object) -> None:
-        with Path(temporary).open("wb") as file, _progress(source, url, progress) as show:
+        line = f"{source.key}: {source.size_bytes:,} bytes from {url}"
+        bar = show_progress(source.key, source.size_bytes, "B", line=line, wanted=shown)
+        with Path(temporary).open("wb") as file, bar as show:
             receive(url, _LimitedFile(file, source.size_bytes, show))
         if fault := _fault(Path(temporary), source):
             raise _RefusedError(fault)
@@ -169,20 +171,6 @@ def _import_pooch() -> Any:
         ) from error
     pooch.get_logger().setLevel("WARNING")  # it announces every download on standard error
     return pooch
-
-
-@contextmanager
-def _progress(source: Source, address: str, wanted: bool) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, one plain line elsewhere; yields what to tell each chunk's size."""
-    if wanted and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=source.size_bytes, desc=source.key, unit="B", unit_scale=True) as bar:
-            yield bar.update
-        return
-    if wanted:
-        print(f"{source.key}: {source.size_bytes:,} bytes from {address}", file=sys.stderr)
-    yield lambda _: None
 
 
 @dataclass
@@ -285,8 +273,9 @@ def _sha256_if_present(path: Path) -> str | None:
 
 
 def _unobtainable(source: Source, path: Path, failures: list[str]) -> CapsreproError:
+    tried = "; ".join(failures) or "no public server has it"
     return CapsreproError(
-        f"cannot get {source.key} with SHA-256 {source.sha256} ({'; '.join(failures)}): "
+        f"cannot get {source.key} with SHA-256 {source.sha256} ({tried}): "
         f"put the file by hand at {path}, or set CAPSREPRO_MIRROR to a folder or URL that has "
         f"{source.key}, then run the same command again."
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from capsrepro.data import DATASETS, fetch, prepared
-from capsrepro.data.dataset import Dataset, Parameter
+from capsrepro.data.dataset import Dataset, Parameter, Splits
+from capsrepro.data.progress import show_progress
 from capsrepro.errors import CapsreproError, UsageError
 
 
@@ -56,7 +57,7 @@ def prepare_dataset(
         parameters: Those that differ from the defaults in the data set's row.
         data_root: Root of the data folders.
         mirror: Folder or URL that is asked before the official servers.
-        progress: Whether to show downloads on standard error.
+        progress: Whether to show on standard error how far it is.
         manifest_copy: Second place for the manifest, kept in git.
 
     Returns:
@@ -74,9 +75,10 @@ def prepare_dataset(
             manifest = _current(dataset, chosen, data_root)
             if manifest is None:
                 fetch_dataset(name, data_root, mirror=mirror, progress=progress)
+                splits = dataset.prepare(data_root / "raw", chosen)
                 manifest = prepared.write_prepared(
                     name,
-                    dataset.prepare(data_root / "raw", chosen),
+                    _announced(splits, dataset, progress),
                     dataset.classes,
                     chosen,
                     dataset.sources,
@@ -86,6 +88,16 @@ def prepare_dataset(
                 )
     prepared.copy_manifest(manifest, manifest_copy)
     return manifest
+
+
+def _announced(splits: Splits, dataset: Dataset, wanted: bool) -> Splits:
+    """The same splits; each step of the bar, or line, says that one more is written."""
+    with show_progress(
+        f"prepare {dataset.name}", len(dataset.counts), "split", wanted=wanted
+    ) as done:
+        for name, split in splits:
+            yield name, split
+            done(1)
 
 
 def dataset_state(name: str, data_root: Path) -> Literal["absent", "fetched", "prepared", "broken"]:
@@ -99,7 +111,7 @@ def dataset_state(name: str, data_root: Path) -> Literal["absent", "fetched", "p
         UsageError: There is no data set of this name.
     """
     dataset = find_dataset(name)
-    if prepared.manifest_path(name, data_root).exists():
+    if prepared.is_prepared(name, data_root):
         try:
             prepared.verify(name, data_root)
         except CapsreproError:

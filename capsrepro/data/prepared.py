@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capsrepro.data.dataset import Note, Parameter, Split, Splits
+from capsrepro.data.progress import show_progress
 from capsrepro.data.sources import Source
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import digest, sha256_of_file, sweep, write_atomically, write_json
@@ -163,6 +164,11 @@ def manifest_path(name: str, data_root: Path) -> Path:
     return _folder(name, data_root) / "manifest.json"
 
 
+def is_prepared(name: str, data_root: Path) -> bool:
+    """Whether there is a manifest; says nothing of the files it names."""
+    return manifest_path(name, data_root).is_file()
+
+
 def read_manifest(name: str, data_root: Path) -> Manifest:
     """Read what a prepared data set must be; does not look at its arrays.
 
@@ -170,7 +176,7 @@ def read_manifest(name: str, data_root: Path) -> Manifest:
         CapsreproError: It is not prepared, or its manifest is damaged.
     """
     path = manifest_path(name, data_root)
-    if not path.is_file():
+    if not is_prepared(name, data_root):
         raise CapsreproError(
             f"data set {name} is not prepared in {data_root}; "
             f"run `capsrepro datasets prepare {name}`."
@@ -204,8 +210,13 @@ def load_split(name: str, split: str, data_root: Path) -> Split:
         return Split(arrays["images"], arrays["labels"], factors, splits[split].get("notes"))
 
 
-def verify(name: str, data_root: Path) -> Manifest:
+def verify(name: str, data_root: Path, *, progress: bool = False) -> Manifest:
     """Check the SHA-256 of every split's file against the manifest.
+
+    Args:
+        name: Data set.
+        data_root: Root of the data folders.
+        progress: Whether to show on standard error how far it is.
 
     Returns:
         The manifest, when all is as it says.
@@ -214,8 +225,11 @@ def verify(name: str, data_root: Path) -> Manifest:
         CapsreproError: The data set is not prepared, or a file is missing or changed.
     """
     manifest = read_manifest(name, data_root)
-    for split, facts in manifest["splits"].items():
-        _checked(name, split, facts, data_root)
+    splits = manifest["splits"]
+    with show_progress(f"verify {name}", len(splits), "split", wanted=progress) as done:
+        for split, facts in splits.items():
+            _checked(name, split, facts, data_root)
+            done(1)
     return manifest
 
 
