@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capsrepro.data import digits, mnist, multimnist, smallnorb
+from capsrepro.data import cifar10, cifar10_jpeg, digits, mnist, multimnist, smallnorb, svhn
 from capsrepro.data.dataset import Dataset
 
 DATASETS: dict[str, Dataset] = {
@@ -11,6 +11,9 @@ DATASETS: dict[str, Dataset] = {
     "multimnist": multimnist.TEXT,
     "multimnist-relative": multimnist.RELATIVE,
     "multimnist-code": multimnist.CODE,
+    "cifar10": cifar10.DATASET,
+    "cifar10-jpeg": cifar10_jpeg.DATASET,
+    "svhn": svhn.DATASET,
     "smallnorb": smallnorb.DATASET,
     "smallnorb-azimuth": smallnorb.AZIMUTH,
     "smallnorb-elevation": smallnorb.ELEVATION,

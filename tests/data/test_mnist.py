@@ -83,16 +83,6 @@ def test_unknown_parameter_is_refused(tmp_path):
         prepare_dataset("mnist", {"crop": 24}, tmp_path)
 
 
-def test_sources_are_well_formed():
-    for dataset, sources in SOURCES.items():
-        for source in sources:
-            assert source.dataset == dataset
-            assert len(bytes.fromhex(source.sha256)) == 32
-            assert len(source.mirrors) >= 2
-            assert all(address.startswith("https://") for address in source.mirrors)
-            assert all(address.endswith(f"/{source.name}") for address in source.mirrors)
-
-
 @pytest.mark.real_data
 @real_mnist
 def test_sources_name_the_real_files():
