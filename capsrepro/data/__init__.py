@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from capsrepro.data import cifar10, cifar10_jpeg, digits, mnist, multimnist, smallnorb, svhn
+from capsrepro.data import (
+    affmnist,
+    affnist,
+    cifar10,
+    cifar10_jpeg,
+    digits,
+    mnist,
+    multimnist,
+    smallnorb,
+    svhn,
+)
 from capsrepro.data.dataset import Dataset
 
 DATASETS: dict[str, Dataset] = {
@@ -11,6 +21,8 @@ DATASETS: dict[str, Dataset] = {
     "multimnist": multimnist.TEXT,
     "multimnist-relative": multimnist.RELATIVE,
     "multimnist-code": multimnist.CODE,
+    "affnist": affnist.DATASET,
+    "affmnist-generated": affmnist.DATASET,
     "cifar10": cifar10.DATASET,
     "cifar10-jpeg": cifar10_jpeg.DATASET,
     "svhn": svhn.DATASET,

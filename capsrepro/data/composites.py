@@ -142,7 +142,7 @@ class Composites:
     def _placed(self, digits: Tensor, down: Tensor, right: Tensor) -> Tensor:
         """Digits on canvases of their own, uint8, shape (B, 1, 36, 36)."""
         largest = self.reading.shift_px
-        return windows(self._framed[digits], largest - down, largest - right, CANVAS_PX, CANVAS_PX)
+        return windows(self._framed, digits, largest - down, largest - right, CANVAS_PX, CANVAS_PX)
 
 
 def box_overlap(composites: Composites, index_B: Tensor) -> Tensor:

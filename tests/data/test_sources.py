@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_params_and_docs_know_every_data_set():
         assert f"`{name}`" in cards or f"## {name}\n" in cards
         assert dataset.citation.split(":")[0] in cards
         assert (f"- {name}\n" in pipeline) is not dataset.optional
+
+
+def test_card_states_the_measured_overlap():
+    cards = (ROOT / "docs/datasets.md").read_text()
+    for name in ("multimnist", "multimnist-relative", "multimnist-code"):
+        manifest = json.loads((ROOT / f"results/datasets/{name}.json").read_text())
+        overlap = manifest["splits"]["train"]["notes"]["mean_box_overlap_pct"]
+        assert f"{overlap:.2f} %" in cards
 
 
 @pytest.mark.parametrize("name", DATASETS)
