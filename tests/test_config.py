@@ -129,7 +129,12 @@ def test_merged_block_has_the_line_of_the_key_that_names_it(tmp_path):
             "protocols.digits.dataset names nist",
             ", ".join(PARAMS.datasets),
         ),
-        ("models: digits", "models: small", "protocols.digits.models names small", "digits, mnist"),
+        (
+            "models: digits",
+            "models: small",
+            "protocols.digits.models names small",
+            ", ".join(PARAMS.models),
+        ),
         (
             "run_models: [cnn-baseline, capsnet-r1-recon,",
             "run_models: [cnn-baseline, capsnet-r9]",
@@ -330,7 +335,8 @@ ENTRIES = [
     for entry in vars(schema).values()
     if isinstance(entry, type) and issubclass(entry, schema.Entry) and entry is not schema.Entry
 ]
-LATER = {"operations": ()}  # keys that no record of before has: their default is in no digest
+# Keys that no record of before has: their default is in no digest.
+LATER = {"operations": (), "none_of_the_above": False}
 FIELDS = [(entry, name) for entry in ENTRIES for name in entry.model_fields]
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
@@ -66,3 +70,15 @@ def test_nothing_is_unpickled_or_printed_from_a_library(path):
     assert load is None or "weights_only=True" in ast.unparse(load)
     if path.parent.name in ("models", "evaluation", "report", "training"):
         assert "print" not in calls
+
+
+@pytest.mark.slow
+def test_reliability_page_counts_the_faults_there_are():
+    root = PACKAGE.parent
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "fault", "tests"]
+    listed = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120).stdout
+    found = Counter(line.split("::")[0] for line in listed.splitlines() if "::" in line)
+    page = (root / "docs/reliability.md").read_text()
+    rows = re.findall(r"^\| `(tests/[\w/.]+)` \|.*\| (\d+) \|$", page, flags=re.MULTILINE)
+    assert {name: int(count) for name, count in rows} == found
+    assert f"**{found.total()} faults are tried and {found.total()} survived**" in page

@@ -207,6 +207,7 @@ def test_missing_gpu(prepared):
     assert result.is_refusal(1, "device cuda is not here", "--device cpu")
 
 
+@pytest.mark.fault
 def test_data_out_of_reach(empty, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

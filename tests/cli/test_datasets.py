@@ -43,6 +43,7 @@ def test_list_shows_every_data_set(prepared):
     assert all(row.licence in table for row in DATASETS.values())
 
 
+@pytest.mark.fault
 def test_broken_data_are_prepared_again(trained):
     path = trained.root / "data" / "prepared" / "digits" / "test.npz"
     whole = path.read_bytes()
@@ -67,6 +68,7 @@ def test_verify_checks_whatever_is_prepared(prepared):
 
 
 @pytest.mark.parametrize("command", ["fetch", "prepare"])
+@pytest.mark.fault
 def test_one_data_set_out_of_reach_does_not_keep_back_the_others(command, prepared, offline):
     result = prepared.call("datasets", command)
     assert result.code == 1
@@ -80,6 +82,7 @@ def test_one_data_set_out_of_reach_does_not_keep_back_the_others(command, prepar
     assert not [path for path in raw.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
+@pytest.mark.fault
 def test_data_set_that_no_server_has(prepared, offline):
     result = prepared.call("datasets", "fetch", "cifar10-jpeg")
     assert result.is_refusal(1, "no public server has it", "put the file by hand at")

@@ -205,6 +205,7 @@ def test_impossible_number_of_transforms_is_refused(transforms, tmp_path):
     )
 
 
+@pytest.mark.fault
 def test_missing_mnist_is_one_sentence(tmp_path):
     with pytest.raises(CapsreproError, match=r"ubyte\.gz: No such file.*datasets fetch mnist"):
         list(prepare(tmp_path, DATASET.parameters))

@@ -167,6 +167,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault
 def test_damaged_file_is_one_sentence(fault, tmp_path):
     content, reason = FAULTS[fault]
     path = tmp_path / "test.mat.zip"
@@ -184,6 +185,7 @@ def test_damaged_file_is_one_sentence(fault, tmp_path):
     assert peak < 5_000_000
 
 
+@pytest.mark.fault
 def test_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(CapsreproError, match=r"test\.mat\.zip: No such file or directory; delete"):
         read_transformed(tmp_path / "test.mat.zip", COUNT)
@@ -212,6 +214,7 @@ def test_versions_of_the_originals_are_accepted(tmp_path):
     affnist.check_against_mnist(tmp_path, *versions(ORIGINALS), ORIGINALS)
 
 
+@pytest.mark.fault
 def test_swapped_rows_and_columns_are_refused(tmp_path):
     images, labels = versions(ORIGINALS)
     for wrong in (images.swapaxes(2, 3), np.zeros_like(images)):
@@ -220,6 +223,7 @@ def test_swapped_rows_and_columns_are_refused(tmp_path):
         assert str(caught.value).endswith(REFUSAL)
 
 
+@pytest.mark.fault
 def test_other_counts_of_digits_are_refused(tmp_path):
     images, labels = versions(ORIGINALS)
     labels[labels == 8] = 7

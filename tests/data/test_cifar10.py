@@ -93,6 +93,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault
 def test_archive_with_a_fault_is_one_sentence(fault, tmp_path):
     change, reason = FAULTS[fault]
     path = write_tar(tmp_path / "x.tar.gz", change(cifar10_members(small_splits())).items())
@@ -103,12 +104,14 @@ def test_archive_with_a_fault_is_one_sentence(fault, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault
 def test_missing_archive_is_one_sentence(tmp_path):
     with pytest.raises(CapsreproError, match=r"cifar-10-binary\.tar\.gz: No such file") as caught:
         list(prepare(tmp_path, {}))
     assert str(caught.value).endswith("; delete it and run `capsrepro datasets fetch cifar10`.")
 
 
+@pytest.mark.fault
 def test_archive_of_another_size_is_refused(tmp_path):
     write_cifar10(tmp_path, small_splits())
     with pytest.raises(CapsreproError, match="has 61,460 bytes instead of 30,730,000"):

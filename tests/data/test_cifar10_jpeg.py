@@ -135,6 +135,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault
 def test_archive_with_a_fault_is_one_sentence(fault, tmp_path):
     changes, reason = FAULTS[fault]
     members = cifar10_jpeg_members(small_splits()) | changes
@@ -150,6 +151,7 @@ def test_archive_with_a_fault_is_one_sentence(fault, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault
 def test_damage_inside_a_jpeg_is_one_sentence_or_other_pixels(tmp_path):
     members = cifar10_jpeg_members(small_splits())
     whole = members["test/00003.jpg"]
@@ -168,6 +170,7 @@ def test_damage_inside_a_jpeg_is_one_sentence_or_other_pixels(tmp_path):
     assert refused > 10
 
 
+@pytest.mark.fault
 def test_archive_of_another_size_is_refused(tmp_path):
     write_cifar10_jpeg(tmp_path, small_splits())
     with pytest.raises(CapsreproError, match=r"train_labels\.txt' has 40 bytes instead of 100,000"):

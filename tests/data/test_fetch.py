@@ -122,6 +122,7 @@ def test_good_download_is_kept_and_not_repeated(serve, tmp_path):
     assert left_in(tmp_path) == ["file.gz"]
 
 
+@pytest.mark.fault
 def test_wrong_file_in_place_is_fetched_again(serve, tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "file.gz").write_bytes(b"rubbish")
@@ -146,6 +147,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault
 def test_fault_is_named_and_leaves_nothing(fault, serve, tmp_path):
     answer, reason = FAULTS[fault]
     server = serve(answer)
@@ -158,23 +160,27 @@ def test_fault_is_named_and_leaves_nothing(fault, serve, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["missing", "corrupted", "html", "hanging", "long"])
+@pytest.mark.fault
 def test_next_mirror_serves_after_a_fault(fault, serve, tmp_path):
     source = toy(serve(FAULTS[fault][0]), serve(GOOD))
     assert fetch(source, tmp_path, timeout_s=0.3).read_bytes() == CONTENT
 
 
+@pytest.mark.fault
 def test_503_twice_then_good(serve, tmp_path):
     server = serve(sends(b"", 503), sends(b"", 503), GOOD)
     assert fetch(toy(server), tmp_path).read_bytes() == CONTENT
     assert len(server.requests) == 3
 
 
+@pytest.mark.fault
 def test_server_that_calls_the_file_gzip_encoded(serve, tmp_path):
     """Apache's `AddEncoding x-gzip .gz`: the bytes must arrive as they are."""
     server = serve(sends(CONTENT, Content_Encoding="x-gzip"))
     assert fetch(toy(server), tmp_path).read_bytes() == CONTENT
 
 
+@pytest.mark.fault
 def test_message_when_all_mirrors_fail(serve, tmp_path):
     server = serve(sends(b"", 404))
     (tmp_path / "toy").mkdir()
@@ -193,12 +199,14 @@ def test_message_when_all_mirrors_fail(serve, tmp_path):
     )
 
 
+@pytest.mark.fault
 def test_offline_with_the_file_there(tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "file.gz").write_bytes(CONTENT)
     assert fetch(toy(DEAD), tmp_path).read_bytes() == CONTENT
 
 
+@pytest.mark.fault
 def test_offline_without_the_file(tmp_path):
     with pytest.raises(CapsreproError, match=r"no connection.*put the file by hand at"):
         fetch(toy(DEAD), tmp_path)
@@ -216,6 +224,7 @@ def test_mirror_as_a_folder(form, tmp_path, monkeypatch):
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.fault
 def test_damaged_file_in_a_mirror_folder(serve, tmp_path):
     (tmp_path / "mirror" / "toy").mkdir(parents=True)
     (tmp_path / "mirror" / "toy" / "file.gz").write_bytes(b"rubbish")
@@ -248,6 +257,7 @@ def test_progress_is_one_plain_line_without_a_terminal(serve, tmp_path, capsys):
     assert capsys.readouterr() == ("", line)
 
 
+@pytest.mark.fault
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "raw").write_bytes(b"")
     with pytest.raises(CapsreproError, match=r"cannot write to .*/raw/toy: "):
@@ -276,6 +286,7 @@ def in_a_child(source: Source, root: Path, limit: str = "none") -> subprocess.Po
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.fault
 def test_full_disk(serve, tmp_path):
     with in_a_child(toy(serve(GOOD)), tmp_path, limit="100000") as child:
         _, message = child.communicate(timeout=30)
@@ -286,6 +297,7 @@ def test_full_disk(serve, tmp_path):
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.fault
 def test_kill_9_during_a_download(serve, tmp_path):
     server = serve(hangs_after(CONTENT[:100_000]), GOOD)
     with in_a_child(toy(server), tmp_path) as child:

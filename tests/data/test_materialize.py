@@ -71,6 +71,7 @@ def test_written_once_and_verified(root):
     assert verify_subsets(NAME, root) == 2
 
 
+@pytest.mark.fault
 def test_flipped_byte_is_named_and_mended(root):
     path = materialize(NAME, 100, root)
     content = bytearray(path.read_bytes())
@@ -83,6 +84,7 @@ def test_flipped_byte_is_named_and_mended(root):
     assert verify_subsets(NAME, root) == 1
 
 
+@pytest.mark.fault
 def test_other_data_make_it_stale(root):
     materialize(NAME, 100, root)
     prepare_dataset(NAME, {"shift_px": 5}, root)

@@ -105,6 +105,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.fault
 def test_damaged_variable_is_one_sentence(damage, tmp_path):
     variables, reason = DAMAGED[damage]
     assert_refused(write_matlab(tmp_path / "x.mat", *variables), reason)
@@ -118,6 +119,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.fault
 def test_bomb_is_stopped_early(bomb, tmp_path):
     path = write_matlab(tmp_path / "x.mat", *BOMBS[bomb])
     path.write_bytes(path.read_bytes()[:-1])
@@ -129,6 +131,7 @@ def test_bomb_is_stopped_early(bomb, tmp_path):
         tracemalloc.stop()
 
 
+@pytest.mark.fault
 def test_variables_share_the_limit(tmp_path):
     column = np.zeros((6_000, 1), np.uint8)
     path = write_matlab(
@@ -140,6 +143,7 @@ def test_variables_share_the_limit(tmp_path):
         read(path, shapes, 2 * (6_000 + 56) - 1)
 
 
+@pytest.mark.fault
 def test_stream_without_its_checksum_is_refused(tmp_path):
     path = write_matlab(tmp_path / "x.mat", VARIABLES[0])
     stream = zlib.compress(VARIABLES[1])[:-4]
@@ -147,6 +151,7 @@ def test_stream_without_its_checksum_is_refused(tmp_path):
     assert_refused(path, "it ends early")
 
 
+@pytest.mark.fault
 def test_millions_of_parts_take_no_memory(tmp_path):
     size = 8 * 10**6
     path = write_matlab(tmp_path / "x.mat", struct.pack("<II", 14, size) + bytes(size))
@@ -160,6 +165,7 @@ def test_millions_of_parts_take_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [14, 15])
+@pytest.mark.fault
 def test_claimed_size_takes_no_memory(kind, tmp_path):
     path = write_matlab(tmp_path / "x.mat")
     path.write_bytes(path.read_bytes() + struct.pack("<II", kind, 2**32 - 1) + bytes(100))
@@ -182,17 +188,20 @@ def test_claimed_size_takes_no_memory(kind, tmp_path):
     ],
     ids=["empty", "page", "version 7.3", "big-endian"],
 )
+@pytest.mark.fault
 def test_what_is_no_matlab_5_file_is_refused(content, tmp_path):
     path = tmp_path / "x.mat"
     path.write_bytes(content)
     assert_refused(path, "it does not start like a MATLAB 5 file")
 
 
+@pytest.mark.fault
 def test_missing_file_is_one_sentence(tmp_path):
     assert_refused(tmp_path / "x.mat", "No such file or directory")
 
 
 @pytest.mark.parametrize("do_compression", [True, False])
+@pytest.mark.fault
 def test_every_flipped_byte_and_every_cut(do_compression, tmp_path):
     """Every cut is refused; a flip too, where a checksum guards it."""
     path = tmp_path / "x.mat"

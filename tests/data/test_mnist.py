@@ -64,6 +64,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault
 def test_damaged_file_is_one_sentence(fault, tmp_path):
     content, reason = FAULTS[fault]
     path = written(tmp_path / "x.gz", content)
@@ -73,6 +74,7 @@ def test_damaged_file_is_one_sentence(fault, tmp_path):
     assert str(caught.value).endswith("; delete it and run `capsrepro datasets fetch mnist`.")
 
 
+@pytest.mark.fault
 def test_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(CapsreproError, match=r"train-images-idx3-ubyte\.gz: No such file"):
         list(prepare(tmp_path, {}))

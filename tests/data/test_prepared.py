@@ -118,6 +118,7 @@ def test_manifest_is_put_in_git_too(tmp_path):
     assert json.loads(copy.read_text()) == manifest
 
 
+@pytest.mark.fault
 def test_flipped_byte_is_named(tmp_path):
     manifest = write_toy(tmp_path)
     path = tmp_path / "prepared/toy/train.npz"
@@ -134,6 +135,7 @@ def test_flipped_byte_is_named(tmp_path):
         )
 
 
+@pytest.mark.fault
 def test_missing_parts_are_named(tmp_path):
     with pytest.raises(CapsreproError, match=r"toy is not prepared in .*datasets prepare toy"):
         prepared.load_split("toy", "train", tmp_path)
@@ -146,6 +148,7 @@ def test_missing_parts_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"splits": 1}', "\udcff", "edited"])
+@pytest.mark.fault
 def test_damaged_manifest_is_named(text, tmp_path):
     write_toy(tmp_path)
     path = prepared.manifest_path("toy", tmp_path)
@@ -193,6 +196,7 @@ def test_many_callers_prepare_once(tiny, tmp_path):
     assert len(tiny) == 1
 
 
+@pytest.mark.fault
 def test_leftovers_are_removed(tiny, tmp_path):
     folder = tmp_path / "prepared/tiny"
     folder.mkdir(parents=True)
@@ -258,6 +262,7 @@ def prepare_in_a_child(root: Path, fsyncs: int = 99, limit: int = 1_000_000):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.fault
 def test_full_disk(tmp_path):
     child = prepare_in_a_child(tmp_path, limit=50_000)
     assert child.stderr.startswith(f"cannot write {tmp_path}/prepared/tiny/train.npz: File too")
@@ -266,6 +271,7 @@ def test_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize("fsyncs", [0, 2, 4])
+@pytest.mark.fault
 def test_kill_9_while_preparing(fsyncs, tiny, tmp_path):
     """Killed before the first, second and third file is in place; two fsyncs belong to each."""
     child = prepare_in_a_child(tmp_path, fsyncs)

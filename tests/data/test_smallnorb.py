@@ -111,6 +111,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault
 def test_damaged_file_is_one_sentence(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(norb_format, "BLOCK_BYTES", 48)
     content, reason = FAULTS[fault]
@@ -122,6 +123,7 @@ def test_damaged_file_is_one_sentence(fault, tmp_path, monkeypatch):
     assert str(caught.value).endswith(REFUSAL)
 
 
+@pytest.mark.fault
 def test_padding_of_a_vector_must_be_one(tmp_path):
     content = bytearray(matrix(np.arange(6)))
     content[12] = 2
@@ -130,6 +132,7 @@ def test_padding_of_a_vector_must_be_one(tmp_path):
         read_matrix(tmp_path / "x.gz", INTEGERS, (6,))
 
 
+@pytest.mark.fault
 def test_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(MATRIX + bytes(50_000_000), 1))
@@ -142,6 +145,7 @@ def test_bomb_is_not_unpacked(tmp_path):
         tracemalloc.stop()
 
 
+@pytest.mark.fault
 def test_folder_in_place_of_a_file(tmp_path):
     with pytest.raises(CapsreproError, match=r"cannot read .*: Is a directory; delete it"):
         read_matrix(tmp_path, BYTES, (5,))
@@ -213,6 +217,7 @@ def metadata_faults():
 
 @pytest.mark.parametrize("dataset", [DATASET, AZIMUTH, ELEVATION], ids=lambda row: row.name)
 @pytest.mark.parametrize("fault", metadata_faults())
+@pytest.mark.fault
 def test_other_metadata_is_refused(fault, dataset, tmp_path):
     kind, place, value, reason = metadata_faults()[fault]
     metadata = dict(zip(("cat", "info"), official_metadata("train"), strict=True))
@@ -227,6 +232,7 @@ def test_other_metadata_is_refused(fault, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["cat", "info", "dat"])
+@pytest.mark.fault
 def test_missing_file_is_one_sentence(missing, tmp_path):
     """The metadata are looked at before the 450 MB of pixels."""
     cat, info = official_metadata("train")

@@ -134,11 +134,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault
 def test_other_content_is_one_sentence(fault, tmp_path):
     changes, reason = FAULTS[fault]
     assert_refused(written(tmp_path / "x.mat", variables(**changes)), reason)
 
 
+@pytest.mark.fault
 def test_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(CapsreproError, match=r"train_32x32\.mat: No such file or directory; del"):
         list(prepare(tmp_path, {}))

@@ -1,11 +1,16 @@
+import math
+
 import pytest
 import torch
 
 from capsrepro.models.losses import (
+    CLASSIFICATION_LOSSES,
     cross_entropy,
+    halved_sigmoid_cross_entropy,
     margin_loss,
     present,
     reconstruction_sse,
+    sigmoid_cross_entropy,
 )
 from capsrepro.models.predictions import correct
 
@@ -47,9 +52,58 @@ def test_cross_entropy_agrees_with_torch() -> None:
     )
 
 
+def test_sigmoid_cross_entropy_by_hand() -> None:
+    # σ(0) = 1/2 and σ(ln 3) = 3/4: ln 2 for either answer, ln 4/3 and ln 4 for the two answers.
+    logits = torch.tensor([[0.0, math.log(3), math.log(3)]], dtype=torch.float64)
+    labels = present(torch.tensor([[0, 1]]), 3).double()
+    expected = math.log(2) + math.log(4 / 3) + math.log(4)
+    assert sigmoid_cross_entropy(logits, labels).tolist() == pytest.approx([expected])
+
+
+def test_authors_sigmoid_halves_the_targets_and_takes_the_mean() -> None:
+    logits = torch.tensor([[0.0, math.log(3), math.log(3)]], dtype=torch.float64)
+    labels = present(torch.tensor([[0, 1]]), 3).double()
+    half = (math.log(4 / 3) + math.log(4)) / 2
+    expected = (math.log(2) + half + math.log(4)) / 3
+    assert halved_sigmoid_cross_entropy(logits, labels).tolist() == pytest.approx([expected])
+
+
+def test_authors_sigmoid_is_least_at_one_half() -> None:
+    labels = present(torch.tensor([[2, 7]]), 10)
+    least = halved_sigmoid_cross_entropy(40 * (labels - 1), labels)
+    assert least.item() == pytest.approx(2 * math.log(2) / 10)
+    assert halved_sigmoid_cross_entropy(40 * (labels - 0.5), labels).item() > least.item()
+    # The two whose classes are present may still be the highest.
+    assert correct(40 * (labels - 1), torch.tensor([[7, 2]])).tolist() == [True]
+
+
+def test_losses_by_name() -> None:
+    assert {
+        "margin": margin_loss,
+        "cross-entropy": cross_entropy,
+        "sigmoid-cross-entropy": sigmoid_cross_entropy,
+        "sigmoid-cross-entropy-halved": halved_sigmoid_cross_entropy,
+    } == CLASSIFICATION_LOSSES
+
+
+def test_no_loss_mixes_the_images_of_a_batch() -> None:
+    scores, labels = torch.rand(4, 10), present(torch.randint(0, 10, (4, 2)), 10)
+    for loss in CLASSIFICATION_LOSSES.values():
+        together = loss(scores, labels)
+        assert together.shape == (4,)
+        alone = [loss(s[None], p[None]) for s, p in zip(scores, labels, strict=True)]
+        torch.testing.assert_close(together, torch.cat(alone))
+
+
 def test_reconstruction_is_a_sum_not_a_mean() -> None:
     zeros, ones = torch.zeros(2, 1, 1, 28, 28), torch.ones(2, 1, 1, 28, 28)
     assert reconstruction_sse(zeros, ones).tolist() == [784, 784]
+
+
+def test_reconstructions_of_two_digits_are_added() -> None:
+    zeros, targets = torch.zeros(1, 2, 1, 36, 36), torch.ones(1, 2, 1, 36, 36)
+    targets[:, 1] = 2
+    assert reconstruction_sse(zeros, targets).tolist() == [1296 + 4 * 1296]
 
 
 @pytest.mark.parametrize(

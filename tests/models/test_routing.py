@@ -1,5 +1,6 @@
 import math
 
+import procedure_1
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,33 +8,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from capsrepro.models.routing import dynamic_routing, factored_dynamic_routing, length, squash
-
-
-def procedure_1(votes: Tensor, iterations: int, bias: Tensor | None = None) -> Tensor:
-    """Procedure 1 of the paper, line by line, one scalar at a time: slow and beyond doubt."""
-    images, children, parents, _ = votes.shape
-    results = []
-    for b in range(images):
-        logits = [
-            [torch.zeros((), dtype=votes.dtype) for _ in range(parents)] for _ in range(children)
-        ]
-        for iteration in range(iterations):
-            v = []
-            for j in range(parents):
-                s = torch.zeros_like(votes[b, 0, j])
-                for i in range(children):
-                    total = sum(torch.exp(logit) for logit in logits[i])
-                    s = s + torch.exp(logits[i][j]) / total * votes[b, i, j]
-                if bias is not None:
-                    s = s + bias[j]
-                norm = torch.sqrt((s * s).sum())
-                v.append(norm**2 / (1 + norm**2) * s / norm)
-            if iteration < iterations - 1:
-                for i in range(children):
-                    for j in range(parents):
-                        logits[i][j] = logits[i][j] + (votes[b, i, j] * v[j]).sum()
-        results.append(torch.stack(v))
-    return torch.stack(results)
 
 
 def small_case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,42 +22,122 @@ def votes_of(children_BEI: Tensor, transforms_JEID: Tensor) -> Tensor:
     return torch.einsum("bei,jeid->bijd", children_BEI, transforms_JEID)
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_routing_is_procedure_1_gradients_included(iterations: int, with_bias: bool) -> None:
-    children, transforms, bias = small_case()
-    inputs = [x.clone().requires_grad_() for x in (children, transforms)]
-    chosen = bias if with_bias else None
-    weights = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+ITERATIONS = pytest.mark.parametrize("iterations", [1, 2, 3, 5])
+WITH_BIAS = pytest.mark.parametrize("with_bias", [False, True])
+NONE_OF_THE_ABOVE = pytest.mark.parametrize("none_of_the_above", [False, True])
 
-    def outcome(parents: Tensor) -> list[Tensor]:
-        return [parents, *torch.autograd.grad((parents * weights).sum(), inputs)]
 
-    expected = outcome(procedure_1(votes_of(*inputs), iterations, chosen))
-    clear = outcome(dynamic_routing(votes_of(*inputs), iterations, bias_JD=chosen))
-    fast = outcome(factored_dynamic_routing(*inputs, iterations, bias_JD=chosen))
-    for want, *others in zip(expected, clear, fast, strict=True):
+def outcome(parents: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """The parents, and the gradients of one arbitrary number made of them."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(parents.shape, generator=generator, dtype=parents.dtype)
+    return [parents, *torch.autograd.grad((parents * weights).sum(), inputs)]
+
+
+@ITERATIONS
+@WITH_BIAS
+@NONE_OF_THE_ABOVE
+def test_routing_is_procedure_1_gradients_included(
+    iterations: int, with_bias: bool, none_of_the_above: bool
+) -> None:
+    inputs = [x.requires_grad_() for x in small_case()][: 3 if with_bias else 2]
+    children, transforms = inputs[:2]
+    bias = inputs[2] if with_bias else None
+    printed = procedure_1.route_all(
+        procedure_1.votes(children, transforms), iterations, bias, none_of_the_above
+    )
+    keys = {"bias_JD": bias, "none_of_the_above": none_of_the_above}
+    clear = dynamic_routing(votes_of(children, transforms), iterations, **keys)
+    fast = factored_dynamic_routing(children, transforms, iterations, **keys)
+    for want, *others in zip(*(outcome(v, inputs) for v in (printed, clear, fast)), strict=True):
         for other in others:
             torch.testing.assert_close(other, want, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_detached_gradient_treats_couplings_as_constants(iterations: int) -> None:
-    children, transforms, _ = small_case()
-    full = factored_dynamic_routing(children, transforms, iterations)
-    inputs = [x.clone().requires_grad_() for x in (children, transforms)]
-    grads = []
-    for parents in (
-        dynamic_routing(votes_of(*inputs), iterations, gradient="detached"),
-        factored_dynamic_routing(*inputs, iterations, gradient="detached"),
-    ):
-        torch.testing.assert_close(parents, full)
-        grads.append(torch.autograd.grad(parents.sum(), inputs))
-    for clear, fast in zip(*grads, strict=True):
-        torch.testing.assert_close(clear, fast)
-    through = torch.autograd.grad(factored_dynamic_routing(*inputs, iterations).sum(), inputs)
-    same = torch.allclose(through[0], grads[0][0])
-    assert same == (iterations == 1)
+@ITERATIONS
+@WITH_BIAS
+@NONE_OF_THE_ABOVE
+def test_detached_gradient_treats_couplings_as_constants(
+    iterations: int, with_bias: bool, none_of_the_above: bool
+) -> None:
+    inputs = [x.requires_grad_() for x in small_case()][: 3 if with_bias else 2]
+    children, transforms = inputs[:2]
+    keys = {
+        "bias_JD": inputs[2] if with_bias else None,
+        "none_of_the_above": none_of_the_above,
+    }
+    full = outcome(factored_dynamic_routing(children, transforms, iterations, **keys), inputs)
+    clear, fast = (
+        outcome(parents, inputs)
+        for parents in (
+            dynamic_routing(
+                votes_of(children, transforms), iterations, gradient="detached", **keys
+            ),
+            factored_dynamic_routing(children, transforms, iterations, gradient="detached", **keys),
+        )
+    )
+    torch.testing.assert_close(fast[0], full[0])
+    for want, other in zip(clear, fast, strict=True):
+        torch.testing.assert_close(other, want)
+    assert torch.allclose(full[1], fast[1]) == (iterations == 1)
+
+
+@NONE_OF_THE_ABOVE
+@pytest.mark.parametrize("with_votes", [False, True])
+def test_gradients_are_those_of_finite_differences(
+    with_votes: bool, none_of_the_above: bool
+) -> None:
+    children, transforms, bias = small_case()
+    inputs = [children[:, :2, :3], transforms[:2, :2, :3, :3], bias[:2, :3]]
+
+    def routed(children_BEI: Tensor, transforms_JEID: Tensor, bias_JD: Tensor) -> Tensor:
+        keys = {"bias_JD": bias_JD, "none_of_the_above": none_of_the_above}
+        if with_votes:
+            return dynamic_routing(votes_of(children_BEI, transforms_JEID), 3, **keys)
+        return factored_dynamic_routing(children_BEI, transforms_JEID, 3, **keys)
+
+    assert torch.autograd.gradcheck(routed, [x.clone().requires_grad_() for x in inputs])
+
+
+def as_recorded(
+    children_BEI: Tensor, transforms_JEID: Tensor, iterations: int, bias_JD: Tensor | None
+) -> Tensor:
+    """The operations behind the records of version 0.1, in their order."""
+    J, E, I, D = transforms_JEID.shape
+    B = len(children_BEI)
+
+    def squashed(sums_JBD: Tensor) -> Tensor:
+        if bias_JD is not None:
+            sums_JBD = sums_JBD + bias_JD.unsqueeze(1)
+        squared = sums_JBD.square().sum(-1, keepdim=True)
+        return sums_JBD * (squared / (1 + squared) * (squared + 1e-9).rsqrt())
+
+    matrices_JXD = transforms_JEID.reshape(J, E * I, D)
+    all_parents_XK = matrices_JXD.transpose(0, 1).reshape(E * I, J * D)
+    flat_BK = children_BEI.reshape(B, E * I) @ all_parents_XK / J
+    sums_JBD = flat_BK.view(B, J, D).transpose(0, 1)
+    logits_JBI: Tensor | None = None
+    for _ in range(1, iterations):
+        pulled_JBX = torch.bmm(squashed(sums_JBD), matrices_JXD.transpose(1, 2))
+        agreement_JBI = (pulled_JBX.view(J, B, E, I) * children_BEI).sum(2)
+        logits_JBI = agreement_JBI if logits_JBI is None else logits_JBI + agreement_JBI
+        shares_JBEI = logits_JBI.softmax(dim=0).unsqueeze(2) * children_BEI
+        sums_JBD = torch.bmm(shares_JBEI.reshape(J, B, E * I), matrices_JXD)
+    return squashed(sums_JBD).transpose(0, 1)
+
+
+@ITERATIONS
+@WITH_BIAS
+def test_not_a_bit_has_changed_since_the_first_records(iterations: int, with_bias: bool) -> None:
+    """Records are replayed bit for bit, so that the order of the operations is frozen."""
+    generator = torch.Generator().manual_seed(2)
+    children = torch.randn(16, 8, 72, generator=generator)
+    transforms = 0.1 * torch.randn(10, 8, 72, 16, generator=generator)
+    bias = torch.full((10, 16), 0.1) if with_bias else None
+    inputs = [children.requires_grad_(), transforms.requires_grad_()]
+    now = outcome(factored_dynamic_routing(*inputs, iterations, bias_JD=bias), inputs)
+    then = outcome(as_recorded(*inputs, iterations, bias), inputs)
+    assert all(map(torch.equal, now, then))
 
 
 def test_a_case_by_hand() -> None:
@@ -114,13 +168,32 @@ def test_one_iteration_is_the_plain_mean_over_parents() -> None:
     children, transforms, _ = small_case()
     votes = votes_of(children, transforms)
     torch.testing.assert_close(dynamic_routing(votes, 1), squash(votes.sum(1) / 4))
+    none = dynamic_routing(votes, 1, none_of_the_above=True)
+    torch.testing.assert_close(none, squash(votes.sum(1) / 5))
 
 
-def test_images_do_not_share_routing() -> None:
-    children, transforms, _ = small_case()
-    together = factored_dynamic_routing(children, transforms, 3)
-    alone = torch.cat([factored_dynamic_routing(c[None], transforms, 3) for c in children])
-    torch.testing.assert_close(together, alone)
+def test_none_of_the_above_takes_what_fits_no_parent() -> None:
+    # A child that fits no parent has logits below 0: its share goes to the category whose logit
+    # stays 0. One that fits has a logit far above it and gives everything to its parent.
+    votes = torch.zeros(1, 2, 1, 2)
+    votes[0, :, 0, 0] = torch.tensor([60.0, -6.0])
+    s = length(dynamic_routing(votes, 5, none_of_the_above=True))
+    torch.testing.assert_close(s, torch.tensor([[60.0**2 / (1 + 60.0**2)]]))
+    torch.testing.assert_close(
+        length(dynamic_routing(votes, 5)), torch.tensor([[54.0**2 / (1 + 54.0**2)]])
+    )
+
+
+@NONE_OF_THE_ABOVE
+def test_images_do_not_share_routing(none_of_the_above: bool) -> None:
+    children, transforms, bias = small_case()
+    keys = {"bias_JD": bias, "none_of_the_above": none_of_the_above}
+    together = factored_dynamic_routing(children, transforms, 3, **keys)
+    alone = [factored_dynamic_routing(c[None], transforms, 3, **keys) for c in children]
+    torch.testing.assert_close(together, torch.cat(alone))
+    votes = votes_of(children, transforms)
+    apart = [dynamic_routing(v[None], 3, **keys) for v in votes]
+    torch.testing.assert_close(dynamic_routing(votes, 3, **keys), torch.cat(apart))
 
 
 def test_order_of_children_and_of_parents_does_not_matter() -> None:
