@@ -184,10 +184,11 @@ def verify(names: tuple[str, ...]) -> None:
         if find_dataset(name).labels_per_image > 1:
             from capsrepro.data.materialize import verify_subsets
 
-            said += f", {verify_subsets(name, project.data)} written subsets too"
+            if subsets := verify_subsets(name, project.data):
+                said += f", and so are its written subsets ({subsets})"
         return said
 
-    _each(names, act)
+    _each(names or tuple(DATASETS), act)
 
 
 @datasets.command()

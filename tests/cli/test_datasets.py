@@ -58,12 +58,12 @@ def test_verify_checks_whatever_is_prepared(prepared):
     result = prepared.call("datasets", "verify")
     assert result.code == 0
     assert "digits: every file is as its manifest says" in result.out
-    assert result.out.count("not prepared here") == len(REQUIRED) - 1
+    assert result.out.count("not prepared here") == len(DATASETS) - 1
     (prepared.root / "data" / "prepared" / "digits" / "test.npz").write_bytes(b"")
     result = prepared.call("datasets", "verify")
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith(
-        f"capsrepro: 1 of {len(REQUIRED)} data sets failed (digits): "
+        f"capsrepro: 1 of {len(DATASETS)} data sets failed (digits): "
     )
 
 
@@ -153,5 +153,5 @@ def test_multimnist_from_the_mirror(empty):
         assert arrays["images"].shape == (100, 1, 36, 36)
         assert (arrays["labels"][:, 0] != arrays["labels"][:, 1]).all()
     verified = empty.call("datasets", "verify", "multimnist")
-    assert verified.out.endswith("manifest says, 1 written subsets too\n")
+    assert verified.out.endswith("manifest says, and so are its written subsets (1)\n")
     assert empty.call("datasets", "show", "multimnist", "--out", "grid.png").code == 0
