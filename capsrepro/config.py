@@ -14,7 +14,10 @@ from pydantic import ValidationError
 
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
-from capsrepro.schema import FAMILIES, OPERATIONS, Entry, ModelSpec, Params, Protocol
+from capsrepro.schema.augmentation import OPERATIONS
+from capsrepro.schema.base import Entry
+from capsrepro.schema.models import FAMILIES, ModelSpec
+from capsrepro.schema.params import Params, Protocol
 
 _RUN_NAME = re.compile(r"^(?P<protocol>[\w.-]+)/(?P<model>[\w.-]+)/seed-(?P<seed>\d+)$")
 # Branches of a union, which pydantic puts into the place of an error; the file has no such keys.
@@ -136,7 +139,7 @@ def _explain(error: ValidationError, text: str, path: Path) -> str:
     more = f" ({error.error_count() - 1} more behind it)" if error.error_count() > 1 else ""
     return (
         f"{path}, line {_line_of(text, keys)}: {name} {problem}{more}; "
-        "capsrepro/schema.py says what may stand there."
+        "capsrepro/schema/ says what may stand there."
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic_core import PydanticUndefined
 
-from capsrepro import schema
 from capsrepro.config import load_params, requested_runs, resolve_run
 from capsrepro.errors import UsageError
+from capsrepro.schema import augmentation, base, evaluations, models, params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "params.yaml"
@@ -47,7 +47,7 @@ def with_line(number: int, text: str) -> list[str]:
 
 def test_shipped_file_is_whole():
     runs = requested_runs(PARAMS)
-    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 39
+    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 75
     assert all(resolve_run(PARAMS, run.name) == run for run in runs)
 
 
@@ -191,7 +191,7 @@ def test_missing_and_unreadable_file(tmp_path):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("nope/capsnet-r1/seed-0", ["unknown protocol 'nope'", "has digits, mnist, mnist-short."]),
+        ("nope/capsnet-r1/seed-0", ["unknown protocol 'nope'", f"has {', '.join(PARAMS.protocols)}."]),
         ("digits/capsnet-r1/seed-0", ["unknown model 'capsnet-r1'", "cnn-baseline, capsnet-r1-re"]),
         ("digits/cnn-baseline", ["no run name", "PROTOCOL/MODEL/seed-N"]),
         ("digits/cnn-baseline/seed--1", ["no run name"]),
@@ -302,7 +302,7 @@ def test_epsilon_is_exact_and_written_as_it_is_known(tmp_path):
     assert fgsm.epsilons[3] == Fraction(1, 10)
     assert fgsm.model_dump(mode="json")["epsilons"] == list(written.values())
     # What is written reads back as the same.
-    assert schema.FGSMSpec.model_validate(fgsm.model_dump(mode="json")) == fgsm
+    assert evaluations.FGSMSpec.model_validate(fgsm.model_dump(mode="json")) == fgsm
 
 
 def test_short_mnist_is_mnist_at_every_share_of_the_budget():
@@ -332,11 +332,22 @@ def test_short_mnist_is_mnist_at_every_share_of_the_budget():
 
 ENTRIES = [
     entry
-    for entry in vars(schema).values()
-    if isinstance(entry, type) and issubclass(entry, schema.Entry) and entry is not schema.Entry
+    for module in (augmentation, base, evaluations, models, params)
+    for entry in vars(module).values()
+    if isinstance(entry, type) and issubclass(entry, base.Entry)
+    if entry is not base.Entry and entry.__module__ == module.__name__
 ]
 # Keys that no record of before has: their default is in no digest.
-LATER = {"operations": (), "none_of_the_above": False}
+LATER = {
+    "operations": (),
+    "none_of_the_above": False,
+    "fgsm": None,
+    "reconstruct": None,
+    "overlap": None,
+    "routing": None,
+    "attacks": evaluations.Attacks(),
+    "evaluations": evaluations.Evaluations(),
+}
 FIELDS = [(entry, name) for entry in ENTRIES for name in entry.model_fields]
 
 

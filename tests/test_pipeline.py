@@ -40,7 +40,8 @@ def git(folder: Path, *arguments: str) -> str:
 
 def cut(params: dict) -> None:
     """One small model, one seed and a few steps for every protocol."""
-    for name, block in params["models"].items():
+    used = {protocol["models"] for protocol in params["protocols"].values()}
+    for name, block in [(name, params["models"][name]) for name in used]:
         params["models"][name] = {"capsnet-r3-recon": block["capsnet-r3-recon"]}
         if name != "digits":
             block["capsnet-r3-recon"] |= {"conv1_channels": 4, "primary_types": 2, "primary_dim": 4}

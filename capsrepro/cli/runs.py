@@ -1,4 +1,4 @@
-"""`capsrepro run`, `attack` and `verify`: what trains or needs a trained model."""
+"""`capsrepro run` and `verify`: what trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from capsrepro.running.parent import die_with_parent
 Command = Callable[..., Any]
 
 
-def _where(command: Command) -> Command:
+def where_options(command: Command) -> Command:
     """Options that say where a command runs; they change no specification."""
     command = click.option(
         "--threads", type=click.IntRange(min=1), help="CPU threads; the record names them."
@@ -26,7 +26,7 @@ def _where(command: Command) -> Command:
     )(command)
 
 
-def _resolve(run: str, device: str | None, threads: int | None) -> tuple[Project, RunSpec]:
+def resolve(run: str, device: str | None, threads: int | None) -> tuple[Project, RunSpec]:
     """Project and specification; a wrong name is said before torch is imported."""
     project = find_project()
     spec = resolve_run(load_params(project.params), run)
@@ -41,7 +41,7 @@ def _resolve(run: str, device: str | None, threads: int | None) -> tuple[Project
 
 @click.command()
 @click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
-@_where
+@where_options
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(min=1),
@@ -66,7 +66,7 @@ def run(
       capsrepro run digits/capsnet-r3-recon/seed-0
     """
     die_with_parent()
-    project, spec = _resolve(run_name, device, threads)
+    project, spec = resolve(run_name, device, threads)
     from capsrepro.running.experiment import run_experiment
 
     outcome = run_experiment(
@@ -81,46 +81,12 @@ def run(
             f"({record.metrics['test_errors']:.0f} of {record.metrics['test_images']:,.0f} images)"
         )
     prefix = "" if outcome.done else "nothing to do, its record is current: "
-    click.echo(f"{spec.name}: {prefix}{what}; record {_shown(project, outcome.path)}")
-
-
-@click.command()
-@click.argument("kind", metavar="ATTACK")
-@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
-@_where
-def attack(kind: str, run_name: str, device: str | None, threads: int | None) -> None:
-    """Attack a trained run on the whole test set and write a record of it.
-
-    ATTACK is fgsm; its loss and ε grid stand in params.yaml.
-
-    \b
-    Example:
-      capsrepro attack fgsm digits/capsnet-r3-recon/seed-0
-    """
-    die_with_parent()
-    project, spec = _resolve(run_name, device, threads)
-    from capsrepro.running.attack import run_attack
-
-    outcome = run_attack(project, spec, kind)
-    curves, settings = outcome.record.curves, outcome.record.spec["attack"]
-    prefix = "" if outcome.done else "nothing to do, its record is current: "
-    failure = outcome.record.failure
-    if failure is not None:
-        click.echo(f"{spec.name}: {prefix}not attacked, its training failed: {failure.reason}")
-        return
-    points = ", ".join(
-        f"{accuracy:.1f} % at ε = {epsilon}"
-        for epsilon, accuracy in zip(settings["epsilons"], curves["accuracy_pct"], strict=True)
-    )
-    click.echo(
-        f"{spec.name}: {prefix}accuracy under {kind} on the {settings['loss']} loss "
-        f"{points}; record {_shown(project, outcome.path)}"
-    )
+    click.echo(f"{spec.name}: {prefix}{what}; record {shown(project, outcome.path)}")
 
 
 @click.command()
 @click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
-@_where
+@where_options
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def verify(run_name: str, device: str | None, threads: int | None, as_json: bool) -> None:
     """Replay the first steps of a recorded run and say whether they are the same.
@@ -132,7 +98,7 @@ def verify(run_name: str, device: str | None, threads: int | None, as_json: bool
     Example:
       capsrepro verify mnist-short/capsnet-r3-recon/seed-0
     """
-    project, spec = _resolve(run_name, device, threads)
+    project, spec = resolve(run_name, device, threads)
     from capsrepro.running.replay import replay
 
     found = replay(project, spec)
@@ -150,6 +116,6 @@ def verify(run_name: str, device: str | None, threads: int | None, as_json: bool
         click.get_current_context().exit(1)
 
 
-def _shown(project: Project, path: Any) -> str:
+def shown(project: Project, path: Any) -> str:
     """A path as a person in the project's folder would write it."""
     return str(path.relative_to(project.root) if path.is_relative_to(project.root) else path)

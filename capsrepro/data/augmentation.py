@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capsrepro.data.counters import mix, uniform
-from capsrepro.schema import Brightness, Contrast, Crop, Flip, Operation, Standardise
+from capsrepro.schema.augmentation import Brightness, Contrast, Crop, Flip, Operation, Standardise
 
 
 def windows(

@@ -17,7 +17,7 @@ from torch import Tensor
 from capsrepro.data.augmentation import augment, central, shift
 from capsrepro.data.counters import mix_counters
 from capsrepro.data.examples import Examples
-from capsrepro.schema import Augmentation, Operation
+from capsrepro.schema.augmentation import Augmentation, Operation
 
 
 class Batch(NamedTuple):

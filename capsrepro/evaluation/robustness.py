@@ -9,7 +9,6 @@ Shape suffixes: B images, C channels, H rows, W columns, K classes, L labels per
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +19,17 @@ from capsrepro.models.losses import CLASSIFICATION_LOSSES, present
 from capsrepro.models.predictions import correct
 
 
-def attacked_loss(model: Any, loss: str) -> str:
+def attacked_loss(own: str, loss: str) -> str:
     """The name of the loss an attack follows: `own` is the one the model is trained on.
 
     Args:
-        model: A model or its class; only `classification_loss` is looked at.
+        own: The loss that the model is trained on.
         loss: `own` or a key of `CLASSIFICATION_LOSSES`.
 
     Raises:
         UsageError: There is no loss of this name.
     """
-    name = str(model.classification_loss) if loss == "own" else loss
+    name = own if loss == "own" else loss
     if name not in CLASSIFICATION_LOSSES:
         known = ", ".join(["own", *CLASSIFICATION_LOSSES])
         raise UsageError(f"unknown loss {loss!r} to attack; choose one of {known}.")

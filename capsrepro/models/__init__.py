@@ -2,7 +2,7 @@ from typing import Any
 
 from torch import nn
 
-from capsrepro.models.baselines import BaselineCNN
+from capsrepro.models.baselines import BaselineCNN, PooledCNN
 from capsrepro.models.capsnet import CapsNet
 
 # Model family, as `family` in params.yaml, and the module that implements it. Every one takes
@@ -11,4 +11,5 @@ from capsrepro.models.capsnet import CapsNet
 MODELS: dict[str, type[nn.Module] | Any] = {
     "capsnet": CapsNet,
     "baseline-cnn": BaselineCNN,
+    "pooled-cnn": PooledCNN,
 }

@@ -71,7 +71,7 @@ class CapsNet(nn.Module):
         image_shape: (C, H, W).
         classes: Number of class capsules K.
         initial: Starts: conv1_std, primary_std, transform_std, decoder_std, bias (None: torch's).
-        Others: see `CapsNetSpec` in capsrepro/schema.py.
+        Others: see `CapsNetSpec` in capsrepro/schema/models.py.
 
     Attributes:
         classification_loss: The name in `CLASSIFICATION_LOSSES` of the loss it is trained on.
@@ -96,6 +96,7 @@ class CapsNet(nn.Module):
         routing_gradient: Gradient,
         primary_scale: float,
         class_bias: bool,
+        none_of_the_above: bool,
         margin_loss_reduction: MarginReduction,
         decoder_widths: tuple[int, ...],
         reconstruction_weight: float,
@@ -105,6 +106,7 @@ class CapsNet(nn.Module):
         self.classes = classes
         self.routing_iterations = routing_iterations
         self.routing_gradient: Gradient = routing_gradient
+        self.none_of_the_above = none_of_the_above
         self.margin_loss_reduction: MarginReduction = margin_loss_reduction
         self.reconstruction_weight = reconstruction_weight
 
@@ -148,15 +150,20 @@ class CapsNet(nn.Module):
                 if bias is not None:
                     nn.init.constant_(bias, initial["bias"])
 
+    def primary_capsules(self, images_BCHW: Tensor) -> Tensor:
+        """Squashed primary capsules u_BEI, which the class capsules are routed from."""
+        capsules_BEI: Tensor = self.primary(F.relu(self.conv1(images_BCHW)))
+        return capsules_BEI
+
     def class_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Class capsules v_BKD of images in [0, 1]."""
-        features_BCHW = F.relu(self.conv1(images_BCHW))
         return factored_dynamic_routing(
-            self.primary(features_BCHW),
+            self.primary_capsules(images_BCHW),
             self.transforms_KEID,
             self.routing_iterations,
             bias_JD=self.bias_KD,
             gradient=self.routing_gradient,
+            none_of_the_above=self.none_of_the_above,
         )
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

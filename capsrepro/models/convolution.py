@@ -94,3 +94,11 @@ def truncated_normal_(tensor: Tensor, std: float) -> None:
     """TensorFlow's truncated normal: a start beyond two standard deviations is drawn again."""
     with torch.no_grad():
         nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+
+
+def start_(layer: nn.Conv2d | nn.Linear, std: float | None, bias: float | None) -> None:
+    """Truncated normal weights and constant biases; where it is None, torch's rule stays."""
+    if std is not None:
+        truncated_normal_(layer.weight, std)
+    if bias is not None and layer.bias is not None:
+        nn.init.constant_(layer.bias, bias)

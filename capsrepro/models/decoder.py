@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from capsrepro.models.convolution import truncated_normal_
+from capsrepro.models.convolution import start_
 
 
 class Decoder(nn.Module):
@@ -43,10 +43,7 @@ class Decoder(nn.Module):
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
             linear = nn.Linear(inputs, outputs)
-            if std is not None:
-                truncated_normal_(linear.weight, std)
-            if bias is not None:
-                nn.init.constant_(linear.bias, bias)
+            start_(linear, std, bias)
             layers += [linear, nn.ReLU()]
         layers[-1] = nn.Sigmoid()
         self.layers = nn.Sequential(*layers)

@@ -63,12 +63,33 @@ def cross_entropy(logits_BK: Tensor, present_BK: Tensor) -> Tensor:
     return -(shares_BK * logits_BK.log_softmax(1)).sum(1)
 
 
+def sigmoid_cross_entropy(logits_BK: Tensor, present_BK: Tensor) -> Tensor:
+    """One yes-or-no question per class: their cross-entropies in nats, summed, shape (B,)."""
+    return F.binary_cross_entropy_with_logits(logits_BK, present_BK, reduction="none").sum(1)
+
+
+def halved_sigmoid_cross_entropy(logits_BK: Tensor, present_BK: Tensor) -> Tensor:
+    """What the authors' code calls sigmoid: a class that is present has the target ½.
+
+    Returns:
+        Mean (not sum) over classes in nats, shape (B,). Its least value is not 0: with two of ten
+        classes present it is 0.139, ln 2 for each of them.
+    """
+    halves_BK = present_BK / 2
+    return F.binary_cross_entropy_with_logits(logits_BK, halves_BK, reduction="none").mean(1)
+
+
 def reconstruction_sse(images_BLCHW: Tensor, targets_BLCHW: Tensor) -> Tensor:
-    """Sum (not mean) of squared pixel differences over everything but the batch (DR17 §4.1)."""
+    """Sum (not mean) of squared pixel differences over everything but the batch (DR17 §4.1).
+
+    With several labels that is the sum of their reconstruction losses (§6.2).
+    """
     return (images_BLCHW - targets_BLCHW).square().flatten(1).sum(1)
 
 
 CLASSIFICATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin_loss,
     "cross-entropy": cross_entropy,
+    "sigmoid-cross-entropy": sigmoid_cross_entropy,
+    "sigmoid-cross-entropy-halved": halved_sigmoid_cross_entropy,
 }

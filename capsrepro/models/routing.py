@@ -55,6 +55,7 @@ def dynamic_routing(
     *,
     bias_JD: Tensor | None = None,
     gradient: Gradient = "full",
+    none_of_the_above: bool = False,
 ) -> Tensor:
     """Procedure 1 of DR17, written as it is printed.
 
@@ -64,6 +65,9 @@ def dynamic_routing(
         bias_JD: Added to s_j before the squash; only the authors' code has it.
         gradient: `full` differentiates through all iterations as the authors' code does;
             `detached` treats the couplings as constants.
+        none_of_the_above: One more parent takes part in the softmax and gets what fits no other;
+            its logit stays 0 and its share goes nowhere (DR17 §7, CIFAR-10; the authors' code
+            calls it leaky).
 
     Returns:
         Parent capsules v_BJD.
@@ -71,11 +75,21 @@ def dynamic_routing(
     routed_BIJD = votes_BIJD if gradient == "full" else votes_BIJD.detach()
     logits_BIJ = votes_BIJD.new_zeros(votes_BIJD.shape[:3])
     for _ in range(iterations - 1):
-        parents_BJD = _parents(logits_BIJ.softmax(dim=2), routed_BIJD, bias_JD)
+        coupling_BIJ = _shares(logits_BIJ, 2, none_of_the_above)
+        parents_BJD = _parents(coupling_BIJ, routed_BIJD, bias_JD)
         logits_BIJ = logits_BIJ + torch.einsum("bijd,bjd->bij", routed_BIJD, parents_BJD)
     if gradient == "detached":
         logits_BIJ = logits_BIJ.detach()
-    return _parents(logits_BIJ.softmax(dim=2), votes_BIJD, bias_JD)
+    return _parents(_shares(logits_BIJ, 2, none_of_the_above), votes_BIJD, bias_JD)
+
+
+def _shares(logits: Tensor, dim: int, none_of_the_above: bool) -> Tensor:
+    """Eq. 3: the softmax over the parents, which lie along `dim`; same shape as the logits."""
+    if not none_of_the_above:
+        return logits.softmax(dim)
+    parents = logits.shape[dim]
+    nowhere = torch.zeros_like(logits.narrow(dim, 0, 1))
+    return torch.cat([logits, nowhere], dim).softmax(dim).narrow(dim, 0, parents)
 
 
 def _parents(coupling_BIJ: Tensor, votes_BIJD: Tensor, bias_JD: Tensor | None) -> Tensor:
@@ -91,6 +105,7 @@ def factored_dynamic_routing(
     *,
     bias_JD: Tensor | None = None,
     gradient: Gradient = "full",
+    none_of_the_above: bool = False,
 ) -> Tensor:
     """Procedure 1 without the votes: equal to `dynamic_routing` up to rounding.
 
@@ -105,6 +120,7 @@ def factored_dynamic_routing(
         iterations: As in `dynamic_routing`.
         bias_JD: As in `dynamic_routing`.
         gradient: As in `dynamic_routing`.
+        none_of_the_above: As in `dynamic_routing`.
 
     Returns:
         Parent capsules v_BJD.
@@ -116,9 +132,9 @@ def factored_dynamic_routing(
     if gradient == "detached":
         routed_BEI, routed_JXD = children_BEI.detach(), matrices_JXD.detach()
 
-    # Equal shares 1/J: no coupling tensor is needed.
+    # Equal shares, 1/J or 1/(J+1): no coupling tensor is needed.
     all_parents_XK = matrices_JXD.transpose(0, 1).reshape(E * I, J * D)
-    flat_BK = children_BEI.reshape(B, E * I) @ all_parents_XK / J
+    flat_BK = children_BEI.reshape(B, E * I) @ all_parents_XK / (J + none_of_the_above)
     sums_JBD = flat_BK.view(B, J, D).transpose(0, 1)
 
     logits_JBI: Tensor | None = None
@@ -129,7 +145,7 @@ def factored_dynamic_routing(
         pulled_JBEI = torch.bmm(parents_JBD, routed_JXD.transpose(1, 2)).view(J, B, E, I)
         agreement_JBI = (pulled_JBEI * routed_BEI).sum(2)
         logits_JBI = agreement_JBI if logits_JBI is None else logits_JBI + agreement_JBI
-        coupling_JBI = logits_JBI.softmax(dim=0)
+        coupling_JBI = _shares(logits_JBI, 0, none_of_the_above)
         if gradient == "detached":
             coupling_JBI = coupling_JBI.detach()
         last = iteration == iterations - 1

@@ -21,7 +21,7 @@ from capsrepro.report.measurements import Fact, loss_of
 from capsrepro.report.rendering import Cell, Column, Scalar, Table
 from capsrepro.report.tables import NOTHING
 from capsrepro.report.verdicts import Status, Verdict
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 
 def claims_table(judgements: Sequence[Judgement], params: Params) -> Table:

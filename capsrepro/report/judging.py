@@ -17,7 +17,7 @@ from capsrepro.report.orderings import Comparison, compare, hardest, ordering_ve
 from capsrepro.report.statistics import holm
 from capsrepro.report.summaries import Group
 from capsrepro.report.verdicts import Evidence, Verdict, bound_verdict, value_verdict
-from capsrepro.schema import Margins, Params
+from capsrepro.schema.params import Margins, Params
 
 _Index = Mapping[str, Sequence[Group]]
 

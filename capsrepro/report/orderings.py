@@ -16,7 +16,7 @@ from capsrepro.report.verdicts import (
     incomparable,
     insufficient,
 )
-from capsrepro.schema import Margins
+from capsrepro.schema.params import Margins
 
 
 @dataclass(frozen=True)

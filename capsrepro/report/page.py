@@ -15,7 +15,7 @@ from capsrepro.report.judging import judge
 from capsrepro.report.rendering import SUFFIXES, Table, render
 from capsrepro.report.summaries import group_records
 from capsrepro.report.tables import result_tables
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 
 def all_tables(

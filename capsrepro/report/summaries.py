@@ -16,7 +16,7 @@ from capsrepro.errors import UsageError
 from capsrepro.files import digest
 from capsrepro.records import Record
 from capsrepro.report.measurements import Fact, Measurement, measurements
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 # What params.yaml asks for: by protocol and model, any one of its runs and all its seeds.
 _Asked = dict[tuple[str, str], tuple[RunSpec, list[int]]]

@@ -22,7 +22,7 @@ from capsrepro.report.rendering import Cell, Column, Scalar, Table
 from capsrepro.report.statistics import binomial_standard_error, summarise
 from capsrepro.report.summaries import Group
 from capsrepro.report.verdicts import Verdict
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 NOTHING = Cell("–")
 

@@ -17,7 +17,7 @@ from typing import Literal
 from capsrepro.claims import BoundClaim, ValueClaim
 from capsrepro.metrics import METRICS
 from capsrepro.report.statistics import Summary, summarise, two_test_sets_margin
-from capsrepro.schema import Margins
+from capsrepro.schema.params import Margins
 
 Status = Literal[
     "reproduced",

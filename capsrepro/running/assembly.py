@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +16,13 @@ from capsrepro.data.loading import load_examples
 from capsrepro.data.preparation import find_dataset, prepare_dataset
 from capsrepro.data.prepared import Manifest
 from capsrepro.errors import CapsreproError
+from capsrepro.evaluation.routing_dynamics import measure_routing
 from capsrepro.models import MODELS
 from capsrepro.project import Project
 from capsrepro.training import loop, state
 
 _EVALUATION_BATCH = 250
+_PROBED = 128
 
 
 def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
@@ -47,6 +50,13 @@ def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
             # Faster (docs/performance.md); the layout of the transforms must stay as it is.
             module.to(memory_format=torch.channels_last)
     return model.to(device)
+
+
+def classification_loss(spec: RunSpec) -> str:
+    """Name of the loss that a run's model is trained on, without building it."""
+    chosen = getattr(spec.model, "classification_loss", None)
+    family: Any = MODELS[spec.model.family]
+    return str(chosen or family.classification_loss)
 
 
 def try_step(model: nn.Module, spec: RunSpec, device: torch.device) -> None:
@@ -80,6 +90,32 @@ def test_split(project: Project, spec: RunSpec, device: torch.device) -> Evaluat
         batch_size=_EVALUATION_BATCH,
         operations=spec.protocol.recipe.operations,
     )
+
+
+def routing_probe(project: Project, spec: RunSpec, device: torch.device) -> loop.Probe:
+    """What routing changes at each iteration on the first training images, for Fig. A.1 (a).
+
+    Empty for models without routing and where the protocol does not ask for it.
+    """
+    asked = spec.protocol.evaluations.routing
+    if asked is None or spec.model_name not in asked.models:
+        return lambda model: {}
+    examples = load_examples(spec.protocol.dataset, "train", project.data, device)
+    operations = spec.protocol.recipe.operations
+    split = EvaluationSplit(
+        examples, batch_size=_PROBED, operations=operations, count=min(_PROBED, examples.items)
+    )
+
+    def probe(model: nn.Module) -> dict[str, float]:
+        curves = measure_routing(model, split, asked.iterations)
+        steps = [int(step) for step in curves.pop("iteration")]
+        return {
+            f"{name}_{step}": value
+            for name, values in curves.items()
+            for step, value in zip(steps, values, strict=True)
+        }
+
+    return probe
 
 
 def prepare_data(project: Project, spec: RunSpec) -> Manifest:

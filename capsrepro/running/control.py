@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from capsrepro.errors import CapsreproError
 from capsrepro.files import sweep
-from capsrepro.schema import Recipe
+from capsrepro.schema.params import Recipe
 
 
 class InterruptedRunError(CapsreproError):

@@ -211,7 +211,8 @@ def _train(
         watcher = _Watcher(folder, key, checkpoint_every, progress, sink, signals)
         try:
             stream = assembly.training_stream(project, spec, training.device)
-            finished = loop.train(training, stream, recipe, watcher)
+            probe = assembly.routing_probe(project, spec, training.device)
+            finished = loop.train(training, stream, recipe, watcher, probe)
         except loop.DivergedError as error:
             return Failure(reason=f"{error}", step=error.step)
         finally:

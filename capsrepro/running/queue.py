@@ -9,7 +9,7 @@ from statistics import median
 from capsrepro.config import RunSpec, requested_runs
 from capsrepro.project import Project
 from capsrepro.records import Record, read_records, stale_reason
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from capsrepro.data.preparation import find_dataset, prepare_dataset
 from capsrepro.errors import UsageError
 from capsrepro.project import Project
 from capsrepro.report.image_grid import draw_grid
-from capsrepro.schema import Augmentation
+from capsrepro.schema.augmentation import Augmentation
 from capsrepro.training.state import stream_seed
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from capsrepro.data.batches import Batch
 from capsrepro.models.convolution import set_reduced_convolutions
 from capsrepro.models.predictions import correct
-from capsrepro.schema import Recipe
+from capsrepro.schema.params import Recipe
 from capsrepro.training.state import REPLAY_STEPS, TrainingState
 
 # A non-finite loss is looked for this often: asking at every step would stall a GPU.
@@ -103,7 +104,20 @@ def train_step(state: TrainingState, batch: Batch) -> torch.Tensor:
     return loss.detach()  # type: ignore[no-any-return]
 
 
-def train(state: TrainingState, stream: Stream, recipe: Recipe, watcher: Watcher) -> bool:
+Probe = Callable[[nn.Module], dict[str, float]]
+
+
+def _nothing(model: nn.Module) -> dict[str, float]:
+    return {}
+
+
+def train(
+    state: TrainingState,
+    stream: Stream,
+    recipe: Recipe,
+    watcher: Watcher,
+    probe: Probe = _nothing,
+) -> bool:
     """Train from `state.step` up to `recipe.steps`.
 
     Args:
@@ -111,6 +125,8 @@ def train(state: TrainingState, stream: Stream, recipe: Recipe, watcher: Watcher
         stream: Batches by step.
         recipe: How to train.
         watcher: Told about every step and epoch.
+        probe: Looks at the model after every epoch; what it returns goes into the history. It
+            must not change the model nor draw random numbers.
 
     Returns:
         True when all steps are done, false when the watcher asked to stop.
@@ -136,7 +152,10 @@ def train(state: TrainingState, stream: Stream, recipe: Recipe, watcher: Watcher
         if done % stream.items < stream.batch_size or last:
             seconds = time.perf_counter() - epoch_started
             speed = (state.step - epoch_step) * stream.batch_size / seconds
-            watcher.on_epoch(_close_epoch(state, recipe, done / stream.items, speed))
+            entry = _close_epoch(state, recipe, done / stream.items, speed)
+            entry.update(probe(state.model))
+            state.model.train()
+            watcher.on_epoch(entry)
             epoch_started, epoch_step = time.perf_counter(), state.step
         if not watcher.on_step(state) and not last:
             return False

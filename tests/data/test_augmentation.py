@@ -13,7 +13,14 @@ from capsrepro.data.augmentation import augment, central, seen_shape, shift
 from capsrepro.data.batches import EvaluationSplit, TrainingStream
 from capsrepro.data.counters import mix, uniform
 from capsrepro.data.examples import StoredExamples
-from capsrepro.schema import Augmentation, Brightness, Contrast, Crop, Flip, Standardise
+from capsrepro.schema.augmentation import (
+    Augmentation,
+    Brightness,
+    Contrast,
+    Crop,
+    Flip,
+    Standardise,
+)
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CPU = torch.device("cpu")

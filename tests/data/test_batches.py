@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from capsrepro.data.batches import Batch, EvaluationSplit, TrainingStream
 from capsrepro.data.counters import mix, mix_counters
 from capsrepro.data.examples import StoredExamples
-from capsrepro.schema import Augmentation
+from capsrepro.schema.augmentation import Augmentation
 
 CPU = torch.device("cpu")
 MASK = (1 << 64) - 1

@@ -20,7 +20,7 @@ from capsrepro.data.loading import load_examples
 from capsrepro.data.multimnist import reading_of
 from capsrepro.data.preparation import prepare_dataset
 from capsrepro.errors import UsageError
-from capsrepro.schema import Augmentation
+from capsrepro.schema.augmentation import Augmentation
 
 CPU = torch.device("cpu")
 SHARED = Path(__file__).parents[3] / "shared/datasets"

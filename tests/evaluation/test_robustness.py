@@ -25,7 +25,7 @@ from capsrepro.evaluation.robustness import (
 )
 from capsrepro.models.losses import cross_entropy, margin_loss, present
 from capsrepro.models.predictions import correct
-from capsrepro.running.assembly import build_model
+from capsrepro.running.assembly import build_model, classification_loss
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CPU = torch.device("cpu")
@@ -278,16 +278,18 @@ def test_the_loss_attacked_changes_the_gradient() -> None:
 
 
 def test_own_is_the_loss_a_model_is_trained_on() -> None:
-    assert attacked_loss(network("cnn-baseline"), "own") == "cross-entropy"
-    assert attacked_loss(network("capsnet-r3-recon"), "own") == "margin"
-    assert attacked_loss(Saturated, "cross-entropy") == "cross-entropy"
+    for model, own in (("cnn-baseline", "cross-entropy"), ("capsnet-r3-recon", "margin")):
+        spec = resolve_run(PARAMS, f"digits/{model}/seed-0")
+        assert attacked_loss(classification_loss(spec), "own") == own
+    assert attacked_loss("margin", "cross-entropy") == "cross-entropy"
 
 
 def test_an_unknown_loss_is_one_sentence() -> None:
     with pytest.raises(UsageError) as caught:
-        attacked_loss(Saturated, "hinge")
+        attacked_loss("margin", "hinge")
     assert str(caught.value) == (
-        "unknown loss 'hinge' to attack; choose one of own, margin, cross-entropy."
+        "unknown loss 'hinge' to attack; choose one of own, margin, cross-entropy, "
+        "sigmoid-cross-entropy, sigmoid-cross-entropy-halved."
     )
 
 

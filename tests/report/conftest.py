@@ -22,7 +22,7 @@ from capsrepro.records import (
     read_records,
     write_record,
 )
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 ROOT = Path(__file__).parents[2]
 CAPSNETS = ("cnn-baseline", "capsnet-r1-recon", "capsnet-r3-recon")

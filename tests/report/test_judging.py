@@ -12,7 +12,7 @@ from capsrepro.records import Record
 from capsrepro.report.formatting import explain
 from capsrepro.report.judging import Judgement, judge
 from capsrepro.report.summaries import group_records
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 Make = Callable[..., Record]
 MakeAll = Callable[..., list[Record]]

@@ -17,7 +17,7 @@ from capsrepro.report.page import (
     readme_is_current,
     write_tables,
 )
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 MakeAll = Callable[..., list[Record]]
 MakeClaim = Callable[..., Claim]

@@ -8,7 +8,7 @@ import pytest
 
 from capsrepro.records import Budget, Record
 from capsrepro.report.summaries import Group, group_records
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 Make = Callable[..., Record]
 MakeAll = Callable[..., list[Record]]

@@ -23,7 +23,7 @@ from capsrepro.report.page import all_tables
 from capsrepro.report.rendering import SUFFIXES, Cell, Column, Format, Table, render
 from capsrepro.report.statistics import summarise
 from capsrepro.report.verdicts import Verdict
-from capsrepro.schema import Params
+from capsrepro.schema.params import Params
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS: list[Format] = ["md", "latex", "html", "csv", "json"]

@@ -13,7 +13,7 @@ from capsrepro.report.formatting import explain
 from capsrepro.report.orderings import compare, ordering_verdict
 from capsrepro.report.statistics import summarise
 from capsrepro.report.verdicts import Evidence, bound_verdict, value_verdict
-from capsrepro.schema import Margins
+from capsrepro.schema.params import Margins
 
 MARGINS = Margins(
     confidence=0.95, equivalence="two-test-sets", minimum_seeds=3, ordering_alpha=0.05

@@ -15,7 +15,7 @@ from capsrepro.data.batches import TrainingStream
 from capsrepro.data.examples import StoredExamples
 from capsrepro.models.predictions import correct
 from capsrepro.running.assembly import build_model
-from capsrepro.schema import Augmentation
+from capsrepro.schema.augmentation import Augmentation
 from capsrepro.training.loop import (
     DivergedError,
     learning_rate,

@@ -19,7 +19,7 @@ from capsrepro.data.batches import TrainingStream
 from capsrepro.data.examples import StoredExamples
 from capsrepro.data.preparation import prepare_dataset
 from capsrepro.running.assembly import build_model
-from capsrepro.schema import Augmentation
+from capsrepro.schema.augmentation import Augmentation
 from capsrepro.training.loop import make_optimizer, train
 from capsrepro.training.state import (
     TrainingState,

@@ -1,0 +1,89 @@
+"""What may stand in `params.yaml`: every key with its meaning, unit and where its value comes from.
+
+Only *what* is run stands here; where and how (device, folders, mirror) are command-line options and
+environment variables (`capsrepro/project.py`). A named model or protocol fixes every field, so that
+its digest says everything; a field that came later has a default, which no digest holds.
+
+Sources: DR17 is Sabour et al. 2017 (arXiv 1710.09829v2), DR17-code its authors' released program,
+EM18 is Hinton et al. 2018.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from capsrepro.schema.augmentation import Augmentation
+from capsrepro.schema.base import Entry, Precision
+from capsrepro.schema.evaluations import Attacks, Evaluations
+from capsrepro.schema.models import ModelSpec
+
+
+class Recipe(Augmentation):
+    """How a model is trained. DR17 §4 names Adam and a decay; every number is DR17-code's."""
+
+    batch_size: int = Field(gt=0, description="images; Fig. A.2: 128")
+    steps: int = Field(gt=0, description="optimiser steps of this protocol")
+    optimizer: Literal["adam"]
+    learning_rate: float = Field(gt=0, le=1e30, description="at step 0; DR17-code 0.001")
+    learning_rate_floor: float = Field(ge=0, description="DR17-code: 1e-6")
+    decay_rate: float = Field(gt=0, le=1, description="DR17-code: 0.96 per decay_steps")
+    decay_steps: float = Field(gt=0, description="steps, continuous; DR17-code: 2,000")
+    adam_betas: tuple[float, float] = Field(description="TensorFlow 1 defaults: 0.9, 0.999")
+    adam_epsilon: float = Field(gt=0, description="TensorFlow 1 default: 1e-8")
+    precision: Precision = Field(
+        description="of the convolutions; routing and losses are always float32"
+    )
+
+
+class Protocol(Entry):
+    """Data set, recipe and grid of runs under one versioned name."""
+
+    version: str = Field(pattern=r"^\d+\.\d+$", description="same major.minor means comparable")
+    title: str
+    dataset: str = Field(description="a key of `datasets`")
+    models: str = Field(description="a key of `models`")
+    judged_as: str | None = Field(description="whose claims its results stand beside; null: none")
+    full_steps: int = Field(gt=0, description="steps of the full budget")
+    recipe: Recipe
+    run_models: tuple[str, ...] = Field(description="models that `dvc repro` trains")
+    run_seeds: tuple[int, ...] = Field(description="seeds of each; DR17 Table 1 used three")
+    attacks: Attacks = Field(Attacks(), description="none when left out")
+    evaluations: Evaluations = Field(Evaluations(), description="none when left out")
+
+    @property
+    def budget(self) -> float:
+        """Share of the full training budget, 1.0 for the whole of it."""
+        return self.recipe.steps / self.full_steps
+
+
+class Margins(Entry):
+    """What a verdict is decided by, fixed before any result is seen."""
+
+    confidence: float = Field(gt=0.5, lt=1, description="of intervals; 0.95")
+    equivalence: Literal["two-test-sets"] = Field(
+        description="margin: what two test sets of that size would differ by, "
+        "z(confidence)·√2·binomial standard error"
+    )
+    minimum_seeds: int = Field(ge=2, description="fewer can only be inconclusive")
+    ordering_alpha: float = Field(gt=0, lt=0.5, description="one-sided, Holm-corrected")
+
+
+class Params(Entry):
+    """The whole of `params.yaml`."""
+
+    margins: Margins
+    datasets: dict[str, dict[str, int | float | str]] = Field(
+        description="preparation parameters by data set"
+    )
+    augmentations: dict[str, dict[str, Augmentation]] = Field(
+        description="by data set, then by paper and reading; recipes take theirs from here"
+    )
+    models: dict[str, dict[str, ModelSpec]] = Field(description="named models by image size")
+    protocols: dict[str, Protocol]
+
+    @property
+    def judged_protocols(self) -> list[str]:
+        """Protocols whose results stand beside a paper's claims."""
+        return [name for name, protocol in self.protocols.items() if protocol.judged_as]
