@@ -16,6 +16,7 @@ from capsrepro.errors import UsageError
 from capsrepro.files import digest
 from capsrepro.schema.augmentation import OPERATIONS
 from capsrepro.schema.base import Entry
+from capsrepro.schema.evaluations import Attacks, Evaluations
 from capsrepro.schema.models import FAMILIES, ModelSpec
 from capsrepro.schema.params import Params, Protocol
 
@@ -60,6 +61,7 @@ class RunSpec:
             "recipe": _written(self.protocol.recipe),
             "full_steps": self.protocol.full_steps,
             "seed": self.seed,
+            **({"measured": measured} if (measured := self.protocol.measured) else {}),
         }
 
     @property
@@ -186,6 +188,31 @@ def _check_names(params: Params, text: str, path: Path) -> None:
                 )
 
 
+VALIDATION_IMAGES = 10_000
+"""DR17-code, `--validate`: MNIST's training images 0 to 9,999."""
+
+
+def _validating(name: str, params: Params) -> Protocol | None:
+    """What `<protocol>-validate` means: train on the rest, test on the held-out images alone.
+
+    The test set takes no part, so whatever is chosen this way is not chosen on it.
+    """
+    protocol = params.protocols.get(name.removesuffix("-validate"))
+    if not name.endswith("-validate") or protocol is None:
+        return None
+    recipe = protocol.recipe.model_copy(update={"validation_images": VALIDATION_IMAGES})
+    return protocol.model_copy(
+        update={
+            "title": f"{protocol.title}, validation",
+            "judged_as": None,
+            "recipe": recipe,
+            "measured": {"validation": "validation_error_pct"},
+            "attacks": Attacks(),
+            "evaluations": Evaluations(),
+        }
+    )
+
+
 def resolve_run(params: Params, run: str) -> RunSpec:
     """Find what `protocol/model/seed-n` means.
 
@@ -199,11 +226,11 @@ def resolve_run(params: Params, run: str) -> RunSpec:
             "for example digits/capsnet-r3-recon/seed-0."
         )
     protocol_name, model_name = match["protocol"], match["model"]
-    protocol = params.protocols.get(protocol_name)
+    protocol = params.protocols.get(protocol_name) or _validating(protocol_name, params)
     if protocol is None:
         raise UsageError(
             f"unknown protocol {protocol_name!r} in {run!r}; "
-            f"params.yaml has {', '.join(params.protocols)}."
+            f"params.yaml has {', '.join(params.protocols)}, and each with -validate."
         )
     models = params.models[protocol.models]
     if model_name not in models:

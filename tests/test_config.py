@@ -47,7 +47,7 @@ def with_line(number: int, text: str) -> list[str]:
 
 def test_shipped_file_is_whole():
     runs = requested_runs(PARAMS)
-    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 75
+    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 127
     assert all(resolve_run(PARAMS, run.name) == run for run in runs)
 
 
@@ -191,7 +191,7 @@ def test_missing_and_unreadable_file(tmp_path):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("nope/capsnet-r1/seed-0", ["unknown protocol 'nope'", f"has {', '.join(PARAMS.protocols)}."]),
+        ("nope/capsnet-r1/seed-0", ["unknown protocol 'nope'", f"has {', '.join(PARAMS.protocols)}, and each"]),
         ("digits/capsnet-r1/seed-0", ["unknown model 'capsnet-r1'", "cnn-baseline, capsnet-r1-re"]),
         ("digits/cnn-baseline", ["no run name", "PROTOCOL/MODEL/seed-N"]),
         ("digits/cnn-baseline/seed--1", ["no run name"]),
@@ -342,6 +342,9 @@ LATER = {
     "operations": (),
     "none_of_the_above": False,
     "fgsm": None,
+    "validation_images": 0,
+    "stop": None,
+    "measured": {},
     "reconstruct": None,
     "overlap": None,
     "routing": None,

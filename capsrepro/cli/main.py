@@ -25,8 +25,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "routing": ("capsrepro.cli.evaluations:routing", "What routing changes per iteration."),
     "verify": ("capsrepro.cli.runs:verify", "Replay a recorded run and compare."),
     "pending": ("capsrepro.cli.state:pending", "List the runs that no current record has."),
+    "export": ("capsrepro.cli.bundles:export_", "Records and histories of runs into one file."),
+    "import": ("capsrepro.cli.bundles:import_", "Bring here what another machine exported."),
     "report": ("capsrepro.cli.reports:report", "Tables beside the published numbers."),
     "claims": ("capsrepro.cli.reports:claims", "Every published claim and its verdict today."),
+    "figures": ("capsrepro.cli.figures:figures", "The papers' figures, drawn from records."),
     "mlflow-sync": ("capsrepro.cli.state:mlflow_sync", "Bring MLflow up to date with the records."),
     "doctor": ("capsrepro.cli.doctor:doctor", "Check this machine, and say how to mend it."),
 }

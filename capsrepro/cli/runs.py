@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from capsrepro.config import RunSpec, load_params, resolve_run
+from capsrepro.metrics import METRICS
 from capsrepro.project import Project, find_project
+from capsrepro.records import Record
 from capsrepro.running.parent import die_with_parent
 
 Command = Callable[..., Any]
@@ -76,12 +78,19 @@ def run(
     if record.failure is not None:
         what = f"failed at step {record.failure.step:,}: {record.failure.reason}"
     else:
-        what = (
-            f"test error {record.metrics['test_error_pct']:.2f} % "
-            f"({record.metrics['test_errors']:.0f} of {record.metrics['test_images']:,.0f} images)"
+        what = ", ".join(
+            f"{METRICS[name].title} {value:.2f} % ({_counts(record, name)})"
+            for name, value in record.metrics.items()
+            if METRICS.get(name) and METRICS[name].proportion
         )
     prefix = "" if outcome.done else "nothing to do, its record is current: "
     click.echo(f"{spec.name}: {prefix}{what}; record {shown(project, outcome.path)}")
+
+
+def _counts(record: Record, metric: str) -> str:
+    stem = metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")
+    errors, images = record.metrics[f"{stem}_errors"], record.metrics[f"{stem}_images"]
+    return f"{errors:.0f} wrong of {images:,.0f} images"
 
 
 @click.command()

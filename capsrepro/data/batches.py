@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from capsrepro.data.augmentation import augment, central, shift
-from capsrepro.data.counters import mix_counters
+from capsrepro.data.counters import mix_counters, named_seed
 from capsrepro.data.examples import Examples
 from capsrepro.schema.augmentation import Augmentation, Operation
+
+_PLACES_SEED = named_seed("places of evaluation")
 
 
 class Batch(NamedTuple):
@@ -116,6 +118,7 @@ class EvaluationSplit:
         operations: Those of the training, of which the central crop and standardisation stay.
         count: Images to take; all items once when None. Composites beyond the first N are those
             of the next epochs: each item's next partner.
+        shift_px: Largest shift; each image has its own, drawn once and for all. Mostly 0.
     """
 
     def __init__(
@@ -125,10 +128,12 @@ class EvaluationSplit:
         batch_size: int,
         operations: Sequence[Operation] = (),
         count: int | None = None,
+        shift_px: int = 0,
     ) -> None:
         self.examples = examples
         self.batch_size = batch_size
         self.operations = operations
+        self.shift_px = shift_px
         self.items = examples.items if count is None else count
 
     def __iter__(self) -> Iterator[Batch]:
@@ -138,6 +143,7 @@ class EvaluationSplit:
             places = torch.arange(first, end, device=self.examples.device)
             N = self.examples.items
             drawn = self.examples.draw(places % N, places // N)
-            images = central(_unit(drawn.images), self.operations)
+            placed = shift(drawn.images, self.shift_px, mix_counters(_PLACES_SEED, 0, places))
+            images = central(_unit(placed), self.operations)
             targets = images.unsqueeze(1) if drawn.targets is None else _unit(drawn.targets)
             yield Batch(images, drawn.labels, targets)

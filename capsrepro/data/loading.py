@@ -10,9 +10,18 @@ from capsrepro.data.examples import Examples, StoredExamples
 from capsrepro.data.multimnist import composites_of, reading_of
 from capsrepro.data.preparation import find_dataset
 from capsrepro.data.prepared import load_split, read_manifest
+from capsrepro.errors import UsageError
 
 
-def load_examples(name: str, split: str, data_root: Path, device: torch.device) -> Examples:
+def load_examples(
+    name: str,
+    split: str,
+    data_root: Path,
+    device: torch.device,
+    *,
+    first: int = 0,
+    end: int | None = None,
+) -> Examples:
     """Load one split of a prepared data set.
 
     Args:
@@ -20,6 +29,8 @@ def load_examples(name: str, split: str, data_root: Path, device: torch.device) 
         split: One of its splits.
         data_root: Root of the data folders.
         device: Where to keep it.
+        first: First stored image to take.
+        end: One behind the last; all when None.
 
     Returns:
         Its stored images, or the composites of a data set whose images are pairs.
@@ -30,6 +41,13 @@ def load_examples(name: str, split: str, data_root: Path, device: torch.device) 
     """
     dataset = find_dataset(name)
     arrays = load_split(name, split, data_root)
+    taken = slice(first, end)
+    arrays = arrays._replace(images=arrays.images[taken], labels=arrays.labels[taken])
+    if not len(arrays.images):
+        raise UsageError(
+            f"split {split} of data set {name} has no images {first} to {end}; "
+            "hold out fewer (validation_images)."
+        )
     if dataset.labels_per_image == 1:
         return StoredExamples(arrays.images, arrays.labels, device)
     reading = reading_of(read_manifest(name, data_root)["parameters"])

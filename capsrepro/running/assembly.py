@@ -16,13 +16,11 @@ from capsrepro.data.loading import load_examples
 from capsrepro.data.preparation import find_dataset, prepare_dataset
 from capsrepro.data.prepared import Manifest
 from capsrepro.errors import CapsreproError
-from capsrepro.evaluation.routing_dynamics import measure_routing
 from capsrepro.models import MODELS
 from capsrepro.project import Project
 from capsrepro.training import loop, state
 
 _EVALUATION_BATCH = 250
-_PROBED = 128
 
 
 def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
@@ -74,48 +72,43 @@ def try_step(model: nn.Module, spec: RunSpec, device: torch.device) -> None:
 
 def training_stream(project: Project, spec: RunSpec, device: torch.device) -> TrainingStream:
     """The augmented training batches of a run."""
+    recipe = spec.protocol.recipe
     return TrainingStream(
-        load_examples(spec.protocol.dataset, "train", project.data, device),
-        batch_size=spec.protocol.recipe.batch_size,
-        augmentation=spec.protocol.recipe,
+        load_examples(
+            spec.protocol.dataset, "train", project.data, device, first=recipe.validation_images
+        ),
+        batch_size=recipe.batch_size,
+        augmentation=recipe,
         order_seed=state.stream_seed(spec.seed, "order"),
         augmentation_seed=state.stream_seed(spec.seed, "augmentation"),
     )
 
 
-def test_split(project: Project, spec: RunSpec, device: torch.device) -> EvaluationSplit:
-    """The test images of a run's data set."""
-    return EvaluationSplit(
-        load_examples(spec.protocol.dataset, "test", project.data, device),
-        batch_size=_EVALUATION_BATCH,
-        operations=spec.protocol.recipe.operations,
-    )
+def evaluation_split(
+    project: Project, spec: RunSpec, split: str, device: torch.device
+) -> EvaluationSplit:
+    """A split of a run's data set as it is evaluated; `validation` is the held-out images.
 
-
-def routing_probe(project: Project, spec: RunSpec, device: torch.device) -> loop.Probe:
-    """What routing changes at each iteration on the first training images, for Fig. A.1 (a).
-
-    Empty for models without routing and where the protocol does not ask for it.
+    Where the training stops by a rule on the held-out images, each has its own fixed shift, like
+    the test images of the paper's rule.
     """
-    asked = spec.protocol.evaluations.routing
-    if asked is None or spec.model_name not in asked.models:
-        return lambda model: {}
-    examples = load_examples(spec.protocol.dataset, "train", project.data, device)
-    operations = spec.protocol.recipe.operations
-    split = EvaluationSplit(
-        examples, batch_size=_PROBED, operations=operations, count=min(_PROBED, examples.items)
+    recipe = spec.protocol.recipe
+    name, operations = spec.protocol.dataset, recipe.operations
+    if split != "validation":
+        examples = load_examples(name, split, project.data, device)
+        return EvaluationSplit(examples, batch_size=_EVALUATION_BATCH, operations=operations)
+    held_out = load_examples(name, "train", project.data, device, end=recipe.validation_images)
+    return EvaluationSplit(
+        held_out,
+        batch_size=_EVALUATION_BATCH,
+        operations=operations,
+        shift_px=recipe.shift_px if recipe.stop else 0,
     )
 
-    def probe(model: nn.Module) -> dict[str, float]:
-        curves = measure_routing(model, split, asked.iterations)
-        steps = [int(step) for step in curves.pop("iteration")]
-        return {
-            f"{name}_{step}": value
-            for name, values in curves.items()
-            for step, value in zip(steps, values, strict=True)
-        }
 
-    return probe
+def measured_splits(spec: RunSpec) -> dict[str, str]:
+    """Metric of each split that a trained run is tested on."""
+    return spec.protocol.measured or {"test": "test_error_pct"}
 
 
 def prepare_data(project: Project, spec: RunSpec) -> Manifest:

@@ -193,7 +193,7 @@ def _evaluate_and_record(
     if trained.failure is None:
         model = assembly.build_model(spec, device)
         weights.load_weights(model, project.checkpoint_folder(spec.name), trained)
-        split = assembly.test_split(project, spec, device)
+        split = assembly.evaluation_split(project, spec, "test", device)
         settings = document["attack" if kind in ATTACKS else "evaluation"]
         measured = _measure(model, spec, split, kind, settings)
         images = split.items * len(settings.get("epsilons", [0]))

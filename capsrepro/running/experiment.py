@@ -24,7 +24,15 @@ from capsrepro.records import (
     record_path,
     stale_reason,
 )
-from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
+from capsrepro.running import (
+    assembly,
+    control,
+    mlflow_sink,
+    probes,
+    provenance,
+    recording,
+    weights,
+)
 from capsrepro.training import loop, state
 
 KIND = "train"
@@ -211,8 +219,9 @@ def _train(
         watcher = _Watcher(folder, key, checkpoint_every, progress, sink, signals)
         try:
             stream = assembly.training_stream(project, spec, training.device)
-            probe = assembly.routing_probe(project, spec, training.device)
-            finished = loop.train(training, stream, recipe, watcher, probe)
+            probe = probes.epoch_probe(project, spec, training.device)
+            enough = probes.enough(spec)
+            finished = loop.train(training, stream, recipe, watcher, probe, enough)
         except loop.DivergedError as error:
             return Failure(reason=f"{error}", step=error.step)
         finally:
@@ -223,16 +232,37 @@ def _train(
             f"checkpoint is saved, run `capsrepro run {spec.name}` to resume.",
             signals.received,
         )
+    rule = recipe.stop
+    if rule is not None and not enough(training.history[-1]):
+        return Failure(
+            reason=f"never reached an accuracy of {rule.accuracy_pct:g} % on {rule.split}",
+            step=training.step,
+        )
     return None
 
 
 def _measure(project: Project, spec: RunSpec, training: state.TrainingState) -> dict[str, float]:
-    split = assembly.test_split(project, spec, training.device)
-    metrics = measure_accuracy(training.model, split)
+    metrics: dict[str, float] = {}
+    for name, metric in assembly.measured_splits(spec).items():
+        split = assembly.evaluation_split(project, spec, name, training.device)
+        metrics |= _named(measure_accuracy(training.model, split), metric)
     last = training.history[-1]
     metrics |= {key: last[key] for key in ("train_loss", "train_error_pct")}
     metrics["parameters"] = sum(p.numel() for p in training.model.parameters())
     return metrics
+
+
+def _named(measured: dict[str, float], metric: str) -> dict[str, float]:
+    """The same measurement under the name that the claims have for it, error or accuracy."""
+    if metric == "test_error_pct":
+        return measured
+    stem = metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")
+    error_pct = measured["test_error_pct"]
+    return {
+        metric: error_pct if metric.endswith("_error_pct") else 100 - error_pct,
+        f"{stem}_errors": measured["test_errors"],
+        f"{stem}_images": measured["test_images"],
+    }
 
 
 def _write_history(run_folder: Path, training: state.TrainingState) -> dict[str, str]:

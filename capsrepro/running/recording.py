@@ -41,7 +41,9 @@ def make_record(
     cost: Cost,
 ) -> Record:
     """Put together the record of a run or of an evaluation of one."""
-    full = spec.protocol.full_steps
+    # A rule that ended the training is the protocol's whole budget, however many steps it took.
+    by_rule = spec.protocol.recipe.stop is not None and failure is None
+    full = steps if by_rule else spec.protocol.full_steps
     return Record(
         kind=kind,
         run=spec.name,

@@ -20,6 +20,16 @@ from capsrepro.schema.evaluations import Attacks, Evaluations
 from capsrepro.schema.models import ModelSpec
 
 
+class StopRule(Entry):
+    """End of the training at the first epoch whose accuracy is as wanted (DR17 §5.2)."""
+
+    split: Literal["expanded", "validation"] = Field(
+        description="what the accuracy is measured on: the paper's is a test set, `expanded`; "
+        "`validation` is the held-out training images, each shifted once and for all"
+    )
+    accuracy_pct: float = Field(gt=0, le=100, description="DR17 §5.2: 99.22 and 99.23")
+
+
 class Recipe(Augmentation):
     """How a model is trained. DR17 §4 names Adam and a decay; every number is DR17-code's."""
 
@@ -35,6 +45,10 @@ class Recipe(Augmentation):
     precision: Precision = Field(
         description="of the convolutions; routing and losses are always float32"
     )
+    validation_images: int = Field(
+        0, ge=0, description="first training images held out; DR17-code --validate: 10,000"
+    )
+    stop: StopRule | None = Field(None, description="train all steps when null")
 
 
 class Protocol(Entry):
@@ -47,6 +61,9 @@ class Protocol(Entry):
     judged_as: str | None = Field(description="whose claims its results stand beside; null: none")
     full_steps: int = Field(gt=0, description="steps of the full budget")
     recipe: Recipe
+    measured: dict[str, str] = Field(
+        {}, description="metric of each split to test on; the test error on `test` when left out"
+    )
     run_models: tuple[str, ...] = Field(description="models that `dvc repro` trains")
     run_seeds: tuple[int, ...] = Field(description="seeds of each; DR17 Table 1 used three")
     attacks: Attacks = Field(Attacks(), description="none when left out")

@@ -105,10 +105,15 @@ def train_step(state: TrainingState, batch: Batch) -> torch.Tensor:
 
 
 Probe = Callable[[nn.Module], dict[str, float]]
+Enough = Callable[[dict[str, float]], bool]
 
 
 def _nothing(model: nn.Module) -> dict[str, float]:
     return {}
+
+
+def _never(entry: dict[str, float]) -> bool:
+    return False
 
 
 def train(
@@ -117,6 +122,7 @@ def train(
     recipe: Recipe,
     watcher: Watcher,
     probe: Probe = _nothing,
+    enough: Enough = _never,
 ) -> bool:
     """Train from `state.step` up to `recipe.steps`.
 
@@ -127,9 +133,10 @@ def train(
         watcher: Told about every step and epoch.
         probe: Looks at the model after every epoch; what it returns goes into the history. It
             must not change the model nor draw random numbers.
+        enough: Asked after every epoch, with its entry, whether the training may end here.
 
     Returns:
-        True when all steps are done, false when the watcher asked to stop.
+        True when all steps are done or it was enough, false when the watcher asked to stop.
 
     Raises:
         DivergedError: The loss is not finite.
@@ -137,6 +144,8 @@ def train(
     state.model.train()
     started = time.perf_counter() - state.wall_time_s
     epoch_started, epoch_step = time.perf_counter(), state.step
+    if state.history and enough(state.history[-1]):  # killed between its last step and its record
+        return True
     while state.step < recipe.steps:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, state.step)
@@ -157,6 +166,8 @@ def train(
             state.model.train()
             watcher.on_epoch(entry)
             epoch_started, epoch_step = time.perf_counter(), state.step
+            if enough(entry):
+                return True
         if not watcher.on_step(state) and not last:
             return False
     return True
