@@ -1,4 +1,4 @@
-"""`capsrepro attack`, `reconstruct`, `overlap`, `routing`: what needs a trained model."""
+"""`capsrepro attack`, `reconstruct`, `overlap`, `routing`, `scores`: what needs a trained model."""
 
 from __future__ import annotations
 
@@ -82,6 +82,19 @@ def routing(run_name: str, device: str | None, threads: int | None) -> None:
       capsrepro routing mnist-short/capsnet-r3-recon/seed-0
     """
     _evaluate("routing", run_name, device, threads)
+
+
+@click.command()
+@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
+@where_options
+def scores(run_name: str, device: str | None, threads: int | None) -> None:
+    """Keep the class scores of every test image, for the ensemble of all seeds.
+
+    \b
+    Example:
+      capsrepro scores cifar10/capsnet-r3-recon/seed-0
+    """
+    _evaluate("scores", run_name, device, threads)
 
 
 def _evaluate(kind: str, run_name: str, device: str | None, threads: int | None) -> None:

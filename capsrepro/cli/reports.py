@@ -32,7 +32,7 @@ def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, che
     project = find_project()
     params = load_params(project.params)
     records, published = read_records(project.results), load_claims()
-    tables = page.all_tables(records, published, params, protocols)
+    tables = page.all_tables(records, published, params, protocols, project.results)
     shown = [t for name, ts in tables.items() if name not in ("claims", "verdicts") for t in ts]
     click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
     if write:
@@ -41,7 +41,11 @@ def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, che
         paths = page.write_tables(records, published, params, project.results, wanted)
         click.echo(f"\nwritten to {paths[0].parent}", err=True)
     if readme or check:
-        everything = page.all_tables(records, published, params) if protocols else tables
+        everything = (
+            page.all_tables(records, published, params, results=project.results)
+            if protocols
+            else tables
+        )
         _readme(project, page.readme_blocks(everything, params.judged_protocols), check)
 
 
@@ -71,5 +75,5 @@ def claims(paper: str | None, form: str, as_json: bool) -> None:
     project = find_project()
     params = load_params(project.params)
     records = read_records(project.results)
-    tables = page.all_tables(records, load_claims(paper), params)
+    tables = page.all_tables(records, load_claims(paper), params, results=project.results)
     click.echo(render(tables["claims"], "json" if as_json else form).rstrip())  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What the decoder draws: DR17 Figures 3, 4 and 5, and numbers for what they show.
 
-Shape suffixes: B images, K classes, D pose dimensions, L labels per image, C channels, H rows,
-W columns, S steps of a perturbation.
+Shape suffixes: B images, N chosen images, K classes, D pose dimensions, L labels per image,
+C channels, H rows, W columns, S steps of a perturbation, X = N·D·S.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from capsrepro.models.predictions import correct
 from capsrepro.models.routing import length
 
 Arrays = Mapping[str, NDArray[Any]]
+Parts = tuple[Tensor, ...]
 
 PERTURBATIONS = tuple(step / 20 for step in range(-5, 6))
 """DR17 §5.1: −0.25 to 0.25 in steps of 0.05, added to one dimension of the class capsule."""
 
 
 def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, float]:
-    """Reconstruction errors of present and of absent digits over a whole split.
+    """Reconstruction errors of present digits, and what is drawn for absent ones.
 
     Args:
         model: A CapsNet with a decoder.
-        split: Test images.
+        split: Test images that do not show every class.
 
     Returns:
-        Means over images and their digits, in squared pixel values summed over a picture:
-        `digit_sse`, of the true digit's picture against its target; `target_energy`, of
-        the target; `present_energy` and `absent_energy`, of what is drawn for a digit that is in
-        the image and for each digit that is not. DR17 Fig. 5 says that absent digits come out
-        near empty; `absent_energy_pct` is their share of a present digit's energy.
+        In squared pixel values summed over a picture: `digit_sse`, of a true digit's picture
+        against its target, `target_energy`, of the target, and `present_energy`, of what is drawn,
+        all three means over the true digits of all images; `absent_energy`, of what is drawn for a
+        class that is not in the image, the mean over all those. DR17 Fig. 5 says that absent digits
+        come out near empty: `absent_energy_pct` is 100 · absent / present.
     """
     model.eval()
     sums = dict.fromkeys(("sse", "target", "present", "absent"), 0.0)
@@ -44,14 +45,14 @@ def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, floa
     with torch.inference_mode():
         for batch in split:
             capsules_BKD = model.class_capsules(batch.images)
-            K = capsules_BKD.shape[1]
-            classes_BK = torch.arange(K, device=batch.labels.device).expand(len(batch.labels), K)
+            B, K, _ = capsules_BKD.shape
+            classes_BK = torch.arange(K, device=batch.labels.device).expand(B, K)
             drawn_BKCHW = model.decoder(capsules_BKD, classes_BK)
             energy_BK = drawn_BKCHW.square().flatten(2).sum(2).double()
             present_BK = torch.zeros_like(energy_BK).scatter(1, batch.labels, 1.0)
-            drawn_BLCHW = _chosen(drawn_BKCHW, batch.labels)
-            difference = (drawn_BLCHW - batch.targets).square().double()
-            sums["sse"] += float(difference.sum())
+            every_B1 = torch.arange(B, device=batch.labels.device).unsqueeze(1)
+            difference_BLCHW = drawn_BKCHW[every_B1, batch.labels] - batch.targets
+            sums["sse"] += float(difference_BLCHW.square().double().sum())
             sums["target"] += float(batch.targets.square().double().sum())
             sums["present"] += float((energy_BK * present_BK).sum())
             sums["absent"] += float((energy_BK * (1 - present_BK)).sum())
@@ -67,50 +68,48 @@ def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, floa
     }
 
 
-def _chosen(drawn_BKCHW: Tensor, labels_BL: Tensor) -> Tensor:
-    """Of what is drawn for every class, the pictures of these labels: shape (B, L, C, H, W)."""
-    every = torch.arange(len(labels_BL), device=labels_BL.device).unsqueeze(1)
-    return drawn_BKCHW[every, labels_BL]
-
-
 def draw_examples(model: Any, split: EvaluationSplit, right: int, wrong: int) -> Arrays:
     """The first images that are classified right and the first that are not (DR17 Figs 3 and 5).
 
     Args:
         model: A CapsNet with a decoder.
         split: Test images, in order.
-        right: How many that are classified right, each of other labels while there are any.
-        wrong: How many that are not; fewer when the model makes fewer errors.
+        right: How many that are classified right: the first of each label (with two, each pair),
+            then, if that is not enough, the first of the others; fewer when fewer are right.
+        wrong: How many that are not, whatever their labels; fewer when the model errs less often.
 
     Returns:
-        uint8 pictures and labels: `images` (N, C, H, W), `labels` and `predictions` (N, L),
-        `targets`, `drawn_labels`, `drawn_predictions` and `drawn_absent` (N, L, C, H, W), the
-        last for the `absent` classes (N, L): neither label nor prediction, each the next class
-        after a label that is neither.
+        uint8 pictures and classes, the right before the wrong: `images` (N, C, H, W), `labels` and
+        `predictions` (N, L), the latter longest capsule first; `targets`, `drawn_labels`,
+        `drawn_predictions` and `drawn_absent` (N, L, C, H, W), the last for the `absent` classes
+        (N, L): for each label the next class that is neither label nor prediction.
     """
     model.eval()
-    found: dict[bool, list[tuple[Tensor, ...]]] = {True: [], False: []}
-    seen: set[tuple[int, ...]] = set()
-    wanted = {True: right, False: wrong}
+    firsts: list[Parts] = []
+    others: list[Parts] = []
+    wrongs: list[Parts] = []
+    seen: set[frozenset[int]] = set()
     with torch.inference_mode():
         for batch in split:
             capsules_BKD = model.class_capsules(batch.images)
             scores_BK = length(capsules_BKD)
-            hits = correct(scores_BK, batch.labels).tolist()
             predictions_BL = scores_BK.topk(batch.labels.shape[1], dim=1).indices
-            for item, hit in enumerate(hits):
-                key = tuple(sorted(batch.labels[item].tolist()))
-                if len(found[hit]) >= wanted[hit] or (hit and key in seen):
-                    continue
-                seen.add(key)
-                parts = (*batch, capsules_BKD, predictions_BL)
-                found[hit].append(tuple(part[item : item + 1] for part in parts))
-            if all(len(found[hit]) >= wanted[hit] for hit in wanted):
+            parts = (*batch, capsules_BKD, predictions_BL)
+            none = tuple(part[:0] for part in parts)
+            for item, hit in enumerate(correct(scores_BK, batch.labels).tolist()):
+                key = frozenset(batch.labels[item].tolist())
+                found, wanted = wrongs, wrong
+                if hit:
+                    found, wanted = others if key in seen else firsts, right
+                    seen.add(key)
+                if len(found) < wanted:
+                    found.append(tuple(part[[item]] for part in parts))
+            if len(firsts) >= right and len(wrongs) >= wrong:
                 break
-        return _pictures(model, [*found[True], *found[False]])
+        return _pictures(model, [none, *[*firsts, *others][:right], *wrongs])
 
 
-def _pictures(model: Any, examples: Sequence[tuple[Tensor, ...]]) -> Arrays:
+def _pictures(model: Any, examples: Sequence[Parts]) -> Arrays:
     parts = (torch.cat(part) for part in zip(*examples, strict=True))
     images, labels, targets, capsules, predictions = parts
     absent = _absent(labels, predictions, capsules.shape[1])
@@ -127,17 +126,20 @@ def _pictures(model: Any, examples: Sequence[tuple[Tensor, ...]]) -> Arrays:
 
 
 def _absent(labels_BL: Tensor, predictions_BL: Tensor, classes: int) -> Tensor:
-    """For every label the next class that is neither label nor prediction nor chosen already."""
-    rows = []
-    for labels, predictions in zip(labels_BL.tolist(), predictions_BL.tolist(), strict=True):
+    """For every label the next class that is neither label nor prediction nor chosen already.
+
+    There must be three classes or more for each label.
+    """
+    chosen = torch.empty_like(labels_BL)
+    for row, (labels, predictions) in enumerate(
+        zip(labels_BL.tolist(), predictions_BL.tolist(), strict=True)
+    ):
         taken = {*labels, *predictions}
-        row = []
-        for label in labels:
+        for place, label in enumerate(labels):
             after = ((label + step) % classes for step in range(1, classes))
-            row.append(next(other for other in after if other not in taken))
-            taken.add(row[-1])
-        rows.append(row)
-    return torch.tensor(rows, device=labels_BL.device)
+            chosen[row, place] = other = next(name for name in after if name not in taken)
+            taken.add(other)
+    return chosen
 
 
 def draw_perturbations(model: Any, split: EvaluationSplit, digits: Sequence[int]) -> Arrays:
@@ -146,57 +148,56 @@ def draw_perturbations(model: Any, split: EvaluationSplit, digits: Sequence[int]
     Args:
         model: A CapsNet with a decoder.
         split: Test images of one label each.
-        digits: Classes; the n-th mention of one takes its n-th correctly classified image.
+        digits: Classes; the n-th mention of one takes its n-th correctly classified image, and is
+            left out when there is none.
 
     Returns:
         `perturbed` (N, D, S, C, H, W) uint8, every dimension in every step of `PERTURBATIONS`;
         `perturbed_labels` (N,); `perturbed_inputs` (N, C, H, W).
     """
     model.eval()
-    images_BCHW, labels_B = _first_right(model, split, digits)
     with torch.inference_mode():
-        capsules_BKD = model.class_capsules(images_BCHW)
-        D = capsules_BKD.shape[2]
+        images_NCHW, labels_N = _first_right(model, split, digits)
+        capsules_NKD = model.class_capsules(images_NCHW)
+        N, _, D = capsules_NKD.shape
         S = len(PERTURBATIONS)
-        steps_S = torch.tensor(PERTURBATIONS, device=capsules_BKD.device)
+        every_N = torch.arange(N, device=labels_N.device)
+        steps_S1 = torch.tensor(PERTURBATIONS, device=capsules_NKD.device).unsqueeze(1)
         # One dimension up or down, for every dimension and every step.
-        offsets_DSD = steps_S.view(1, S, 1) * torch.eye(D, device=steps_S.device).unsqueeze(1)
-        pictures = []
-        for capsules_KD, label in zip(capsules_BKD, labels_B, strict=True):
-            moved = capsules_KD.expand(D * S, -1, -1).clone()
-            moved[:, label] += offsets_DSD.reshape(D * S, D)
-            drawn = model.decoder(moved, label.expand(D * S, 1))
-            pictures.append(as_bytes(drawn[:, 0]).reshape(D, S, *drawn.shape[2:]))
-    return {
-        "perturbed": np.stack(pictures),
-        "perturbed_labels": labels_B.to(torch.uint8).cpu().numpy(),
-        "perturbed_inputs": as_bytes(images_BCHW),
-    }
+        offsets_DSD = steps_S1 * torch.eye(D, device=capsules_NKD.device).unsqueeze(1)
+        moved_NDSKD = capsules_NKD[:, None, None].repeat(1, D, S, 1, 1)
+        moved_NDSKD[every_N, :, :, labels_N] += offsets_DSD
+        repeated_X1 = labels_N.repeat_interleave(D * S).unsqueeze(1)
+        drawn_X1CHW = model.decoder(moved_NDSKD.flatten(0, 2), repeated_X1)
+        return {
+            "perturbed": as_bytes(drawn_X1CHW).reshape(N, D, S, *drawn_X1CHW.shape[2:]),
+            "perturbed_labels": labels_N.to(torch.uint8).cpu().numpy(),
+            "perturbed_inputs": as_bytes(images_NCHW),
+        }
 
 
 def _first_right(
     model: Any, split: EvaluationSplit, digits: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The first correctly classified images of these classes, and their labels."""
-    missing = list(digits)
-    found: dict[int, list[Tensor]] = {digit: [] for digit in digits}
-    with torch.inference_mode():
-        for batch in split:
-            hits = correct(model(batch.images), batch.labels)
-            for item in torch.nonzero(hits)[:, 0].tolist():
-                label = int(batch.labels[item, 0])
-                if label in missing:
-                    missing.remove(label)
-                    found[label].append(batch.images[item])
-            if not missing:
-                break
-    kept = [digit for digit in digits if found[digit]]
-    # A class of which nothing was recognised is left out.
-    order = [(found[digit].pop(0), digit) for digit in kept if found[digit]]
-    images = torch.stack([image for image, _ in order])
-    return images, torch.tensor([digit for _, digit in order], device=images.device)
+    """The first correctly classified images of these classes, in their order, and their labels."""
+    missing = dict(enumerate(digits))
+    found: dict[int, Tensor] = {}
+    for batch in split:
+        none = batch.images[:0]
+        for item in correct(model(batch.images), batch.labels).nonzero()[:, 0].tolist():
+            label = int(batch.labels[item, 0])
+            place = next((place for place, digit in missing.items() if digit == label), None)
+            if place is not None:
+                del missing[place]
+                found[place] = batch.images[[item]]
+        if not missing:
+            break
+    places = sorted(found)
+    images_NCHW = torch.cat([none, *(found[place] for place in places)])
+    labels = [digits[place] for place in places]
+    return images_NCHW, torch.tensor(labels, dtype=torch.int64, device=images_NCHW.device)
 
 
 def as_bytes(pictures: Tensor) -> NDArray[np.uint8]:
-    """Pixels of 0..1 as bytes, rounded to the nearest."""
+    """Pixels of 0..1 as bytes, rounded to the nearest; values beyond are cut off."""
     return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -20,6 +20,9 @@ from torch import Tensor
 from capsrepro.data.batches import EvaluationSplit
 from capsrepro.models.routing import squash
 
+_SLICE = 25
+"""Images at a time: 18 MB of votes of 1,152 capsules, faster than 184 MB for 250 images."""
+
 MEASURED = ("logit_change", "agreement_change", "coupling_change", "coupling_entropy_nat")
 
 
@@ -31,7 +34,7 @@ def routing_changes(
     *,
     none_of_the_above: bool = False,
 ) -> Tensor:
-    """Route and look at what changes, whatever number of iterations the network was trained with.
+    """Procedure 1, looking at what changes, whatever number of iterations the network trained with.
 
     Args:
         children_BEI: Poses u_i.
@@ -42,9 +45,9 @@ def routing_changes(
 
     Returns:
         One row per iteration r = 1, 2, …, shape (iterations, 4): mean |û_ij·v_j(r)|, by which the
-        logits change; mean |û_ij·(v_j(r) − v_j(r−1))|; mean |c_ij(r) − c_ij(r−1)|; and the mean
-        entropy in nats of the coupling of a child. Before the first iteration v and the change of
-        c are zero.
+        logits change; mean |û_ij·(v_j(r) − v_j(r−1))| with v_j(0) = 0; mean |c_ij(r) − c_ij(r−1)|,
+        0 for r = 1; and the mean entropy in nats of a child's coupling, that to the additional
+        parent included.
     """
     votes_BIJD = torch.einsum("bei,jeid->bijd", children_BEI, transforms_JEID)
     logits_BIJ = votes_BIJD.new_zeros(votes_BIJD.shape[:3])
@@ -85,14 +88,15 @@ def measure_routing(model: Any, split: EvaluationSplit, iterations: int) -> dict
     sums = torch.zeros(iterations, 4, dtype=torch.float64)
     with torch.inference_mode():
         for batch in split:
-            rows = routing_changes(
-                model.primary_capsules(batch.images),
-                model.transforms_KEID,
-                iterations,
-                model.bias_KD,
-                none_of_the_above=model.none_of_the_above,
-            )
-            sums += rows.cpu().double() * len(batch.images)
+            for children_BEI in model.primary_capsules(batch.images).split(_SLICE):
+                rows = routing_changes(
+                    children_BEI,
+                    model.transforms_KEID,
+                    iterations,
+                    model.bias_KD,
+                    none_of_the_above=model.none_of_the_above,
+                )
+                sums += rows.cpu().double() * len(children_BEI)
     curves = (sums / split.items).T.tolist()
     steps = [float(step) for step in range(1, iterations + 1)]
     return {"iteration": steps, **dict(zip(MEASURED, curves, strict=True))}

@@ -169,6 +169,7 @@ def _evidence(group: Group, measurement: Measurement) -> Evidence:
         failed=len(group.failed),
         superseded=group.superseded,
         test_images=group.test_images(measurement.setting),
+        members=group.members,
     )
 
 

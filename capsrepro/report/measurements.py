@@ -8,7 +8,7 @@ those named in METRICS are measured and the others (epsilon, iteration) say at w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def _observed(
     run: Record, evaluations: list[Record]
 ) -> Iterator[tuple[str, dict[str, Fact], dict[str, Fact], float]]:
     """Metric, setting, point and value of all that one run left."""
-    for metric, value in _with_accuracy(run.metrics).items():
+    for metric, value in with_accuracy(run.metrics).items():
         yield metric, {}, {}, value
     for evaluation in sorted(evaluations, key=lambda record: record.kind):
         if not _made_from(evaluation, run):
@@ -79,10 +79,22 @@ def _observed(
             yield metric, setting, point, value
 
 
-def _with_accuracy(metrics: Mapping[str, float]) -> dict[str, float]:
+def with_accuracy(metrics: Mapping[str, float]) -> dict[str, float]:
     """Some papers print the accuracy where our records hold the error."""
     error = metrics.get("test_error_pct")
     return dict(metrics) if error is None else {"test_accuracy_pct": 100 - error, **metrics}
+
+
+def kept_files(
+    runs: Iterable[Record], evaluations: Mapping[str, list[Record]], kind: str, name: str
+) -> dict[int, str]:
+    """SHA-256 of the file that evaluations of one kind left of each run, by seed in order."""
+    return {
+        run.seed: evaluation.outputs[name]
+        for run in sorted(runs, key=lambda record: record.seed)
+        for evaluation in evaluations.get(run.run, [])
+        if evaluation.kind == kind and _made_from(evaluation, run)
+    }
 
 
 def _made_from(evaluation: Record, run: Record) -> bool:

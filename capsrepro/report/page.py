@@ -11,6 +11,7 @@ from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import write_text
 from capsrepro.records import Record
 from capsrepro.report.claim_tables import claims_table, verdict_counts_table
+from capsrepro.report.ensembles import with_ensembles
 from capsrepro.report.judging import judge
 from capsrepro.report.rendering import SUFFIXES, Table, render
 from capsrepro.report.summaries import group_records
@@ -23,6 +24,7 @@ def all_tables(
     claims: Iterable[Claim],
     params: Params,
     protocols: Sequence[str] = (),
+    results: Path | None = None,
 ) -> dict[str, list[Table]]:
     """Every table by the name of its file.
 
@@ -31,14 +33,18 @@ def all_tables(
         claims: All claims.
         params: What is asked for, and the margins.
         protocols: Whose results to show; empty means all that params.yaml or a record names.
+        results: The results folder, whose class scores make ensembles; None makes none.
 
     Returns:
         Per protocol one table for each of its versions, then `verdicts` and `claims`.
 
     Raises:
         UsageError: Neither params.yaml nor any record names one of the protocols.
+        CapsreproError: Scores that a record speaks of are missing or damaged.
     """
     groups = group_records(records, params)
+    if results is not None:
+        groups = with_ensembles(groups, params, results)
     judgements = judge(claims, groups, params)
     names = protocols or list(dict.fromkeys(group.protocol for group in groups))
     tables = {name: result_tables(name, groups, judgements, params) for name in names}
@@ -66,7 +72,7 @@ def write_tables(
         Every table's path, written now or not.
     """
     paths = []
-    for name, tables in all_tables(records, claims, params, protocols).items():
+    for name, tables in all_tables(records, claims, params, protocols, results).items():
         for form, suffix in SUFFIXES.items():
             path = results / "tables" / f"{name}{suffix}"
             _write_if_new(path, render(tables, form))

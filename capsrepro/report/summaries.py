@@ -8,14 +8,15 @@ data. An evaluation joins the group of the run it was made from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from capsrepro import scores
 from capsrepro.config import RunSpec, requested_runs, resolve_run
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
 from capsrepro.records import Record
-from capsrepro.report.measurements import Fact, Measurement, measurements
+from capsrepro.report.measurements import Fact, Measurement, kept_files, measurements
 from capsrepro.schema.params import Params
 
 # What params.yaml asks for: by protocol and model, any one of its runs and all its seeds.
@@ -41,6 +42,8 @@ class Group:
         missing: Seeds that params.yaml asks for and that left no record.
         uncommitted: Seeds that were run from uncommitted code.
         measurements: All that was measured.
+        scores: SHA-256 of the class scores kept of each seed that finished.
+        members: How many seeds vote together; 1 for single models.
     """
 
     protocol: str
@@ -57,6 +60,8 @@ class Group:
     missing: tuple[int, ...]
     uncommitted: tuple[int, ...]
     measurements: tuple[Measurement, ...]
+    scores: Mapping[int, str] = field(default_factory=dict)
+    members: int = 1
 
     def values(self, metric: str, condition: Mapping[str, Fact] | None = None) -> dict[int, float]:
         """By seed: the first measurement that meets the condition; empty when there is none."""
@@ -148,6 +153,7 @@ def _group(
         missing=tuple(seed for seed in wanted if seed not in seeds),
         uncommitted=tuple(sorted(r.seed for r in records if r.code.git_dirty)),
         measurements=measurements(finished, evaluations),
+        scores=kept_files(finished, evaluations, scores.KIND, scores.NAME),
     )
 
 

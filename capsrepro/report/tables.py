@@ -223,6 +223,13 @@ def _notes(groups: Sequence[Group], confidence: float) -> Iterator[str]:
             "gradients: the largest share over seeds of images whose gradient vanished, which "
             "looks like robustness and is not."
         )
+    for group in groups:
+        if group.members > 1:
+            yield (
+                f"{group.model}: the scores of {group.members} seeds are added up image by image. "
+                "It is one measurement: without other ensembles beside it nothing says how far "
+                "the next would differ, so it is inconclusive at best."
+            )
     if any(group.budget != 1 for group in groups):
         yield "Less than the full training budget: nothing here is compared with the papers."
     for group in groups:

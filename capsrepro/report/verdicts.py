@@ -59,6 +59,7 @@ class Evidence:
         failed: How many other seeds ended without a result.
         superseded: Why params.yaml no longer asks for these runs; None when it does.
         test_images: On how many images each value was measured, when known.
+        members: How many seeds vote together for each value; 1 for single models.
     """
 
     values: tuple[float, ...]
@@ -66,6 +67,7 @@ class Evidence:
     failed: int = 0
     superseded: str | None = None
     test_images: int | None = None
+    members: int = 1
 
 
 def is_fact(metric: str) -> bool:
@@ -172,10 +174,13 @@ def _other_test_set(published: int | None, ours: int | None) -> Verdict | None:
 
 
 def insufficient(evidence: Evidence, margins: Margins) -> Verdict | None:
-    """The verdict on too few seeds, or on seeds of which some failed."""
+    """The verdict on too few seeds, on seeds of which some failed, or on a single ensemble."""
     if evidence.failed:
         # The mean of the survivors is not the mean of the method.
         return Verdict("inconclusive", "{failed} of its seeds failed", {"failed": evidence.failed})
+    if len(evidence.values) == 1 < evidence.members:
+        numbers = {"members": evidence.members}
+        return Verdict("inconclusive", "one ensemble of {members} seeds has no spread", numbers)
     if len(evidence.values) < margins.minimum_seeds:
         numbers = {"seeds": len(evidence.values), "needed": margins.minimum_seeds}
         return Verdict("inconclusive", "{seeds} of at least {needed} seeds", numbers)

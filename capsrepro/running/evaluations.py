@@ -26,6 +26,7 @@ from capsrepro.evaluation.reconstruction import (
 )
 from capsrepro.evaluation.robustness import attacked_loss, measure_fgsm
 from capsrepro.evaluation.routing_dynamics import measure_routing
+from capsrepro.evaluation.scores import measure_scores
 from capsrepro.files import digest, sha256_of_file, write_atomically
 from capsrepro.project import Project
 from capsrepro.records import Cost, Record, find_record, record_path, stale_reason
@@ -41,7 +42,7 @@ class Measured:
     Attributes:
         metrics: Numbers by name.
         curves: Equally long lists by name.
-        arrays: Pictures to draw figures from, kept beside the record; mostly none.
+        arrays: Pictures to draw figures from, or scores, kept beside the record; mostly none.
     """
 
     metrics: dict[str, float]
@@ -73,6 +74,11 @@ def _routing(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, An
     return Measured({}, measure_routing(model, split, settings["iterations"]))
 
 
+def _scores(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
+    metrics, arrays = measure_scores(model, split)
+    return Measured(metrics, arrays=arrays)
+
+
 Measure = Callable[[nn.Module, EvaluationSplit, Mapping[str, Any]], Measured]
 
 EVALUATIONS: dict[str, Measure] = {
@@ -80,11 +86,21 @@ EVALUATIONS: dict[str, Measure] = {
     "reconstruct": _reconstruct,
     "overlap": _overlap,
     "routing": _routing,
+    "scores": _scores,
 }
 
 
 ATTACKS = ("fgsm",)
 """Those that are attacks: their settings stand under `attacks`, the others' under `evaluations`."""
+
+
+# What a kind cannot do without, in words and as the model's attribute. Scores are lengths: what
+# other networks give is of another scale, and summing it would be another ensemble.
+_NEEDED = {
+    "reconstruct": ("decoder", "decoder"),
+    "routing": ("routing", "transforms_KEID"),
+    "scores": ("class capsules", "transforms_KEID"),
+}
 
 
 def evaluation_document(spec: RunSpec, kind: str) -> dict[str, Any]:
@@ -127,7 +143,7 @@ def current_evaluation(
     if reason is None and record.inputs != trained_inputs(trained):
         reason = "the run has been trained anew"
     if reason is None and not all((folder / name).is_file() for name in record.outputs):
-        reason = "its pictures are missing"
+        reason = "what it left beside its record is missing"
     return record, reason
 
 
@@ -196,6 +212,7 @@ def _evaluate_and_record(
         split = assembly.evaluation_split(project, spec, "test", device)
         settings = document["attack" if kind in ATTACKS else "evaluation"]
         measured = _measure(model, spec, split, kind, settings)
+        _check_same_test(trained, measured)
         images = split.items * len(settings.get("epsilons", [0]))
     seconds = time.perf_counter() - started
     return recording.make_record(
@@ -225,14 +242,27 @@ def _evaluate_and_record(
 def _measure(
     model: nn.Module, spec: RunSpec, split: EvaluationSplit, kind: str, settings: Mapping[str, Any]
 ) -> Measured:
-    needed = {"reconstruct": "decoder", "routing": "transforms_KEID"}.get(kind)
+    what, needed = _NEEDED.get(kind, ("", ""))
     if needed and getattr(model, needed, None) is None:
-        what = {"decoder": "decoder", "transforms_KEID": "routing"}[needed]
         raise CapsreproError(
             f"model {spec.model_name} has no {what}, so `{kind}` has nothing to show; "
             "choose a run of another model."
         )
     return EVALUATIONS[kind](model, split, settings)
+
+
+def _check_same_test(trained: Record, measured: Measured) -> None:
+    """An evaluation that counts the test errors again must find those of the run.
+
+    Scores are kept rounded, so images whose best classes became equal may be counted otherwise.
+    """
+    own, again = (metrics.get("test_errors") for metrics in (trained.metrics, measured.metrics))
+    tied = measured.metrics.get("tied_images", 0)
+    if own is not None and again is not None and abs(again - own) > tied:
+        raise CapsreproError(
+            f"{trained.run} makes {again:g} errors here where its record has {own:g}, and rounding "
+            f"explains {tied:g}; evaluate it where it was trained ({trained.environment.device})."
+        )
 
 
 def _keep_arrays(

@@ -49,12 +49,22 @@ class RoutingSpec(Entry):
     iterations: int = Field(ge=1, description="DR17 Fig. A.1: up to 10")
 
 
+class ScoresSpec(Entry):
+    """The class scores of every test image, from which ensembles are made (DR17 §7)."""
+
+    models: tuple[str, ...] = Field(
+        description="those of `run_models` that `dvc repro` evaluates; all `run_seeds` of one "
+        "model together are an ensemble"
+    )
+
+
 class Evaluations(Entry):
     """What else is measured on the trained models of a protocol."""
 
     reconstruct: ReconstructSpec | None = Field(None, description="nothing when null")
     overlap: OverlapSpec | None = Field(None, description="nothing when null")
     routing: RoutingSpec | None = Field(None, description="nothing when null")
+    scores: ScoresSpec | None = Field(None, description="nothing when null")
 
 
 class Attacks(Entry):
