@@ -71,7 +71,13 @@ def _overlap(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, An
 
 
 def _routing(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
-    return Measured({}, measure_routing(model, split, settings["iterations"]))
+    part = EvaluationSplit(
+        split.examples,
+        batch_size=100,  # all votes of a batch are written out
+        operations=split.operations,
+        count=min(settings["images"], split.items),
+    )
+    return Measured({}, measure_routing(model, part, settings["iterations"]))
 
 
 def _scores(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:

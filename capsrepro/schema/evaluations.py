@@ -47,6 +47,7 @@ class RoutingSpec(Entry):
 
     models: tuple[str, ...] = Field(description="those of `run_models` that `dvc repro` evaluates")
     iterations: int = Field(ge=1, description="DR17 Fig. A.1: up to 10")
+    images: int = Field(ge=1, description="first test images to look at")
 
 
 class ScoresSpec(Entry):
