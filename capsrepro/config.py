@@ -200,7 +200,11 @@ def _validating(name: str, params: Params) -> Protocol | None:
     protocol = params.protocols.get(name.removesuffix("-validate"))
     if not name.endswith("-validate") or protocol is None:
         return None
-    recipe = protocol.recipe.model_copy(update={"validation_images": VALIDATION_IMAGES})
+    stop = protocol.recipe.stop
+    if stop is not None:
+        stop = stop.model_copy(update={"split": "validation"})
+    changes = {"validation_images": VALIDATION_IMAGES, "stop": stop}
+    recipe = protocol.recipe.model_copy(update=changes)
     return protocol.model_copy(
         update={
             "title": f"{protocol.title}, validation",

@@ -11,6 +11,7 @@ from capsrepro.files import write_text
 from capsrepro.project import Project, find_project
 from capsrepro.records import read_records, write_index
 from capsrepro.report import page
+from capsrepro.report.readings_table import of_protocols
 from capsrepro.report.rendering import SUFFIXES, render
 
 _FORMATS = click.Choice(list(SUFFIXES))
@@ -19,21 +20,28 @@ _FORMATS = click.Choice(list(SUFFIXES))
 @click.command()
 @click.argument("protocols", nargs=-1)
 @click.option("--format", "form", type=_FORMATS, default="md", show_default=True)
+@click.option("--readings", is_flag=True, help="Which reading comes nearer to the papers' numbers.")
 @click.option("--write", is_flag=True, help="Also write results/tables in every format.")
 @click.option("--readme", is_flag=True, help="Also bring the tables in README.md up to date.")
 @click.option("--check", is_flag=True, help="Fail when README.md is out of date.")
-def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, check: bool) -> None:
+def report(
+    protocols: tuple[str, ...], form: str, readings: bool, write: bool, readme: bool, check: bool
+) -> None:
     """Show the results of protocols (all when none is named) beside the published numbers.
 
     \b
     Example:
       capsrepro report mnist-short --format latex
+      capsrepro report --readings multimnist
     """
     project = find_project()
     params = load_params(project.params)
     records, published = read_records(project.results), load_claims()
     tables = page.all_tables(records, published, params, protocols, project.results)
-    shown = [t for name, ts in tables.items() if name not in ("claims", "verdicts") for t in ts]
+    if readings:
+        shown = [of_protocols(table, protocols) for table in tables["readings"]]
+    else:
+        shown = [t for name, ts in tables.items() if name not in page.ACROSS for t in ts]
     click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
     if write:
         write_index(project.results, params.judged_protocols)
@@ -46,7 +54,8 @@ def report(protocols: tuple[str, ...], form: str, write: bool, readme: bool, che
             if protocols
             else tables
         )
-        _readme(project, page.readme_blocks(everything, params.judged_protocols), check)
+        run = {record.protocol for record in records}
+        _readme(project, page.readme_blocks(everything, params.judged_protocols, run), check)
 
 
 def _readme(project: Project, blocks: dict[str, str], check: bool) -> None:

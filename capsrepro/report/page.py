@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from capsrepro.claims import Claim
@@ -13,10 +13,14 @@ from capsrepro.records import Record
 from capsrepro.report.claim_tables import claims_table, verdict_counts_table
 from capsrepro.report.ensembles import with_ensembles
 from capsrepro.report.judging import judge
+from capsrepro.report.readings_table import readings_table
 from capsrepro.report.rendering import SUFFIXES, Table, render
 from capsrepro.report.summaries import group_records
 from capsrepro.report.tables import result_tables
 from capsrepro.schema.params import Params
+
+ACROSS = ("verdicts", "claims", "readings")
+"""Tables of no single protocol."""
 
 
 def all_tables(
@@ -36,7 +40,7 @@ def all_tables(
         results: The results folder, whose class scores make ensembles; None makes none.
 
     Returns:
-        Per protocol one table for each of its versions, then `verdicts` and `claims`.
+        Per protocol one table for each of its versions, then `verdicts`, `claims`, `readings`.
 
     Raises:
         UsageError: Neither params.yaml nor any record names one of the protocols.
@@ -45,7 +49,8 @@ def all_tables(
     groups = group_records(records, params)
     if results is not None:
         groups = with_ensembles(groups, params, results)
-    judgements = judge(claims, groups, params)
+    published = list(claims)
+    judgements = judge(published, groups, params)
     names = protocols or list(dict.fromkeys(group.protocol for group in groups))
     tables = {name: result_tables(name, groups, judgements, params) for name in names}
     unknown = next((name for name, found in tables.items() if not found), None)
@@ -56,6 +61,7 @@ def all_tables(
         )
     tables["verdicts"] = [verdict_counts_table(judgements)]
     tables["claims"] = [claims_table(judgements, params)]
+    tables["readings"] = [readings_table(published, groups, params)]
     return tables
 
 
@@ -81,16 +87,20 @@ def write_tables(
 
 
 def readme_blocks(
-    tables: Mapping[str, Sequence[Table]], protocols: Sequence[str]
+    tables: Mapping[str, Sequence[Table]], protocols: Sequence[str], run: Collection[str]
 ) -> dict[str, str]:
-    """What README.md shows: `results` of the given protocols, and `verdicts`.
+    """What README.md shows: `results` of the protocols that have any, and `verdicts`.
 
     Args:
         tables: From `all_tables`.
-        protocols: Those whose records are committed.
+        protocols: Those that are judged.
+        run: Those that have a record.
     """
-    results = [table for name in protocols for table in tables[name]]
-    return {"results": render(results, "md"), "verdicts": render(tables["verdicts"], "md")}
+    results = [table for name in protocols if name in run for table in tables[name]]
+    block = render(results, "md").rstrip()
+    if owed := [f"`{name}`" for name in protocols if name not in run]:
+        block += f"\n\nAsked for and not run yet: {', '.join(owed)}."
+    return {"results": block, "verdicts": render(tables["verdicts"], "md")}
 
 
 def inject(text: str, blocks: Mapping[str, str]) -> str:

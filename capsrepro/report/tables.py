@@ -43,6 +43,15 @@ def result_tables(
     ]
 
 
+def seeds_cell(group: Group) -> Cell:
+    """How many seeds finished, and which failed or are missing."""
+    failed, missing = ", ".join(map(str, group.failed)), ", ".join(map(str, group.missing))
+    asides = [f"{word} {seeds}" for word, seeds in (("failed", failed), ("missing", missing))]
+    aside = "; ".join(text for text in asides if not text.endswith(" "))
+    seeds: dict[str, Scalar] = {"n": len(group.seeds), "failed": failed, "missing": missing}
+    return Cell(f"{len(group.seeds)} ({aside})" if aside else str(len(group.seeds)), seeds)
+
+
 def _published(judgements: Iterable[Judgement]) -> _Published:
     found: dict[tuple[str, str], list[Judgement]] = {}
     for judgement in judgements:
@@ -107,15 +116,7 @@ def _model_cells(group: Group) -> list[Cell]:
         "budget": group.budget,
         "superseded": group.superseded,
     }
-    failed, missing = ", ".join(map(str, group.failed)), ", ".join(map(str, group.missing))
-    asides = [f"{word} {seeds}" for word, seeds in (("failed", failed), ("missing", missing))]
-    aside = "; ".join(text for text in asides if not text.endswith(" "))
-    seeds: dict[str, Scalar] = {"n": len(group.seeds), "failed": failed, "missing": missing}
-    return [
-        Cell(name, identity),
-        Cell(group.reading, group.reading),
-        Cell(f"{len(group.seeds)} ({aside})" if aside else str(len(group.seeds)), seeds),
-    ]
+    return [Cell(name, identity), Cell(group.reading, group.reading), seeds_cell(group)]
 
 
 def _error_cells(group: Group, confidence: float) -> list[Cell]:

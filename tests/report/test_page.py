@@ -40,7 +40,7 @@ def test_tables_are_written_in_five_formats(
     paths = write_tables(trained("capsnet-r3-recon", [0.25]), [claim()], params, tmp_path)
     assert [path.relative_to(tmp_path / "tables").as_posix() for path in paths] == [
         f"{name}.{suffix}"
-        for name in ("mnist", "mnist-short", "verdicts", "claims")
+        for name in ("mnist", "mnist-short", "verdicts", "claims", "readings")
         for suffix in ("md", "tex", "html", "csv", "json")
     ]
     assert all(path.read_bytes().endswith(b"\n") for path in paths)
@@ -62,7 +62,7 @@ def test_writing_again_changes_nothing(
 
 def test_only_the_protocols_asked_for(params: Params, tmp_path: Path) -> None:
     paths = write_tables([], [], params, tmp_path, ["mnist-short"])
-    assert {path.stem for path in paths} == {"mnist-short", "verdicts", "claims"}
+    assert {path.stem for path in paths} == {"mnist-short", "verdicts", "claims", "readings"}
 
 
 def test_an_unknown_protocol_is_refused(params: Params) -> None:
@@ -106,9 +106,10 @@ def test_readme_shows_the_committed_protocols(
     params: Params, trained: MakeAll, claim: MakeClaim
 ) -> None:
     tables = all_tables(trained("capsnet-r3-recon", [0.25]), [claim()], params)
-    blocks = readme_blocks(tables, ["mnist"])
+    blocks = readme_blocks(tables, ["mnist", "svhn"], {"mnist"})
     assert list(blocks) == ["results", "verdicts"]
     assert "### mnist 1.0: MNIST, full recipe" in blocks["results"]
     assert "mnist-short" not in blocks["results"]
+    assert blocks["results"].endswith("Asked for and not run yet: `svhn`.")
     assert "sabour2017" in blocks["verdicts"]
     assert readme_is_current(inject(README, blocks), blocks)

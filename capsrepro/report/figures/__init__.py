@@ -1,0 +1,21 @@
+"""The figures that `capsrepro figures` draws, by the name of their files."""
+
+from __future__ import annotations
+
+from capsrepro.report.figures.archive import Draw
+from capsrepro.report.figures.composites import draw_composites
+from capsrepro.report.figures.losses import draw_losses
+from capsrepro.report.figures.overlap import draw_error_by_overlap
+from capsrepro.report.figures.perturbations import draw_all_perturbations, draw_perturbations
+from capsrepro.report.figures.reconstructions import draw_reconstructions
+from capsrepro.report.figures.routing import draw_routing
+
+FIGURES: dict[str, Draw] = {
+    "sabour2017-fig3": draw_reconstructions,
+    "sabour2017-fig4": draw_perturbations,
+    "sabour2017-fig4-all": draw_all_perturbations,
+    "sabour2017-fig5": draw_composites,
+    "sabour2017-fig-a1": draw_routing,
+    "sabour2017-fig-a2": draw_losses,
+    "sabour2017-error-by-overlap": draw_error_by_overlap,
+}

@@ -1,0 +1,56 @@
+"""What the papers' own figures say, digitised, to be drawn over ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from capsrepro.claims import ValueClaim, load_claims
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def claims_read_from(locator: str) -> list[ValueClaim]:
+    """The values of Sabour et al. 2017 that were read off this figure.
+
+    Raises:
+        CapsreproError: The file of claims is damaged.
+    """
+    return [
+        claim
+        for claim in load_claims("sabour2017")
+        if isinstance(claim, ValueClaim) and claim.locator == locator
+    ]
+
+
+def overlay_points(
+    axes: Axes,
+    claims: Sequence[ValueClaim],
+    places: Sequence[float],
+    label: str,
+    color: str = "black",
+    widths: Sequence[float] | None = None,
+) -> None:
+    """Draw published values as points whose bars are the error of reading them.
+
+    Args:
+        axes: To draw on.
+        claims: One for each point.
+        places: Where on the horizontal axis.
+        label: For the legend.
+        color: Of points and bars.
+        widths: Half the width of what a value is the mean of; none where left out.
+    """
+    axes.errorbar(
+        places,
+        [claim.value for claim in claims],
+        yerr=[claim.reading_error or 0.0 for claim in claims],
+        xerr=widths,
+        fmt="D",
+        color=color,
+        markerfacecolor="white",
+        elinewidth=1,
+        zorder=3,
+        label=label,
+    )
