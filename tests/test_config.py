@@ -191,7 +191,10 @@ def test_missing_and_unreadable_file(tmp_path):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("nope/capsnet-r1/seed-0", ["unknown protocol 'nope'", f"has {', '.join(PARAMS.protocols)}, and each"]),
+        (
+            "nope/capsnet-r1/seed-0",
+            ["unknown protocol 'nope'", f"has {', '.join(PARAMS.protocols)}, and each"],
+        ),
         ("digits/capsnet-r1/seed-0", ["unknown model 'capsnet-r1'", "cnn-baseline, capsnet-r1-re"]),
         ("digits/cnn-baseline", ["no run name", "PROTOCOL/MODEL/seed-N"]),
         ("digits/cnn-baseline/seed--1", ["no run name"]),
@@ -347,6 +350,7 @@ LATER = {
     "measured": {},
     "reconstruct": None,
     "overlap": None,
+    "scores": None,
     "routing": None,
     "attacks": evaluations.Attacks(),
     "evaluations": evaluations.Evaluations(),

@@ -41,12 +41,12 @@ def load_examples(
     """
     dataset = find_dataset(name)
     arrays = load_split(name, split, data_root)
-    taken = slice(first, end)
+    taken, stored = slice(first, end), len(arrays.images)
     arrays = arrays._replace(images=arrays.images[taken], labels=arrays.labels[taken])
     if not len(arrays.images):
         raise UsageError(
-            f"split {split} of data set {name} has no images {first} to {end}; "
-            "hold out fewer (validation_images)."
+            f"split {split} of data set {name} has {stored:,} images and none left when the first "
+            f"{first:,} are held out; hold out fewer (validation_images), or one at least."
         )
     if dataset.labels_per_image == 1:
         return StoredExamples(arrays.images, arrays.labels, device)

@@ -335,6 +335,11 @@ def test_validation_stops_by_the_held_out_images_too(protocol, others):
     assert record.budget.fraction == 1
 
 
+def test_more_images_to_hold_out_than_there_are(trials):
+    refused = trials.workplace.call("run", DIGITS.replace("digits/", "digits-validate/"))
+    assert refused.is_refusal(2, "digits has 1,297 images", "the first 10,000 are held out")
+
+
 def test_routing_is_looked_at_after_every_epoch(trials):
     (entry,) = trials.history("mnist-short/capsnet-r3-recon/seed-0")
     probed = {key for key in entry if "_change_" in key or "_entropy_nat_" in key}
