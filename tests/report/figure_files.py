@@ -48,7 +48,7 @@ def figure_params() -> Params:
     evaluations = {
         "mnist": Evaluations(
             reconstruct=ReconstructSpec(models=_MODELS[1:], **one),
-            routing=RoutingSpec(models=_MODELS[1:], iterations=10),
+            routing=RoutingSpec(models=_MODELS[1:], iterations=10, images=1000),
         ),
         "multimnist": Evaluations(
             reconstruct=ReconstructSpec(models=_MODELS[2:], **two),
