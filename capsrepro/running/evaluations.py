@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,9 +149,15 @@ def current_evaluation(
     reason = stale_reason(record, wanted, trained.data.digest, spec.protocol.version)
     if reason is None and record.inputs != trained_inputs(trained):
         reason = "the run has been trained anew"
-    if reason is None and not all((folder / name).is_file() for name in record.outputs):
-        reason = "what it left beside its record is missing"
+    if reason is None and not all(
+        _is_whole(folder / name, sha256) for name, sha256 in record.outputs.items()
+    ):
+        reason = "what it left beside its record is missing or damaged"
     return record, reason
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of_file(path) == sha256
 
 
 def trained_inputs(trained: Record) -> dict[str, str]:

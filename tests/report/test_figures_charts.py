@@ -203,7 +203,12 @@ def test_run_names_the_pair_and_its_seed(shelf: Shelf) -> None:
                 run = f"{protocol}/capsnet-r{iterations}-recon/seed-{seed}"
                 shelf.train(run, history(0.1 * iterations + seed))
     assert "on mnist," in heading(shelf.draw("sabour2017-fig-a2"))
-    (axes,) = shelf.draw("sabour2017-fig-a2", "mnist-short/capsnet-r3-recon/seed-1").axes
+    # The same seed has another pair, which would come first if nothing were named.
+    for iterations in (1, 3):
+        shelf.train(f"mnist-short/capsnet-r{iterations}/seed-1", history(0.5))
+    figure = shelf.draw("sabour2017-fig-a2", "mnist-short/capsnet-r3-recon/seed-1")
+    assert "capsnet-r1-recon and capsnet-r3-recon," in heading(figure)
+    (axes,) = figure.axes
     assert list(lines(axes)) == ["1 iteration (seeds: 1)", "3 iterations (seeds: 1)"]
     with pytest.raises(NothingToDrawError, match="seed-2 has no finished partner"):
         shelf.draw("sabour2017-fig-a2", "mnist-short/capsnet-r3-recon/seed-2")
@@ -255,6 +260,17 @@ def test_a_sum_over_classes_is_not_laid_beside_the_published_mean(cifar: Shelf) 
     assert bars(cifar.draw("sabour2017-fig-a2").axes[0]) == {}
 
 
+def test_the_authors_reading_comes_first_but_published_losses_only_over_cifar10(
+    shelf: Shelf,
+) -> None:
+    for n in (1, 3):
+        shelf.train(f"mnist-short/capsnet-r{n}/seed-0", history(0.2))
+        shelf.train(f"mnist-short/capsnet-r{n}-code/seed-0", history(0.02))
+    figure = shelf.draw("sabour2017-fig-a2")
+    assert "capsnet-r1-code and capsnet-r3-code," in heading(figure)
+    assert bars(figure.axes[0]) == {}
+
+
 def test_a_full_run_is_drawn_on_the_paper_s_axis(cifar: Shelf) -> None:
     for n in (1, 3):
         cifar.train(f"cifar/capsnet-r{n}-code/seed-0", history(0.01))
@@ -294,6 +310,20 @@ def test_models_are_lines_of_means_with_intervals(shelf: Shelf) -> None:
     ticks = [label.get_text() for label in axes.get_xticklabels()]
     assert ticks == ["0–10 %\nn = 1,000", "10–30 %\nn = 200", "30–100 %\nn = 10"]
     assert "multimnist-short, trained for 0.333 % of the full budget" in heading(figure)
+
+
+def test_other_protocols_are_other_figures(shelf: Shelf) -> None:
+    short = shelf.params.protocols["multimnist-short"]
+    shorter = short.model_copy(
+        update={"recipe": short.recipe.model_copy(update={"steps": 500}), "title": "shorter"}
+    )
+    shelf.params = shelf.params.model_copy(
+        update={"protocols": {**shelf.params.protocols, "multimnist-shorter": shorter}}
+    )
+    for run in ("multimnist-short/cnn-baseline", "multimnist-shorter/capsnet-r3-recon"):
+        shelf.evaluate(shelf.train(f"{run}/seed-0"), "overlap", by_overlap(1, 2, 3))
+    figure = shelf.draw("sabour2017-error-by-overlap")
+    assert list(bars(figure.axes[0])) == ["cnn-baseline (seeds: 0)"]
 
 
 def test_a_named_run_is_one_line(shelf: Shelf) -> None:

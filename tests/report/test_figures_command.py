@@ -241,14 +241,10 @@ def test_from_a_trained_network_to_its_figures(trained_once: Any, tmp_path: Path
     run = "digits/capsnet-r3-recon/seed-0"
 
     def ask(document: dict[str, Any]) -> None:
+        mnist = document["protocols"]["mnist"]["evaluations"]
         document["protocols"]["digits"]["evaluations"] = {
-            "reconstruct": {
-                "models": ["capsnet-r3-recon"],
-                "examples_right": 8,
-                "examples_wrong": 4,
-                "perturbed_digits": [6, 6, 5],
-            },
-            "routing": {"models": ["capsnet-r3-recon"], "iterations": 4},
+            "reconstruct": {**mnist["reconstruct"], "perturbed_digits": [6, 6, 5]},
+            "routing": {**mnist["routing"], "iterations": 4},
         }
 
     trained.edit(ask)

@@ -28,6 +28,7 @@ from capsrepro.report.figures.canvas import house_style
 from capsrepro.report.figures.composites import overlay
 from capsrepro.report.figures.mosaic import Block, as_picture, draw_mosaic, tile
 from capsrepro.report.figures.perturbations import strongest_dimensions
+from capsrepro.report.figures.reconstructions import right_and_wrong
 
 Draw = Callable[..., Figure]
 ORANGE, BLUE, WHITE = (255, 128, 0), (0, 128, 255), (255, 255, 255)
@@ -62,6 +63,12 @@ def test_right_examples_stand_before_failures_shown_twice(draw: Draw) -> None:
     for caption, above, below in zip(captions(axes), *cells, strict=True):
         label, _, shown = map(int, caption.strip("()").split(", "))
         assert (white_row(above), white_row(below)) == (label, shown)
+
+
+def test_both_labels_must_be_right_in_any_order() -> None:
+    labels = [[1, 2], [1, 2], [1, 2], [2, 1]]
+    arrays = examples(labels, [[1, 2], [2, 1], [1, 3], [3, 2]])
+    assert right_and_wrong(arrays) == ([0, 1], [2, 3])
 
 
 def test_what_there_is_too_little_of_is_left_out(draw: Draw) -> None:

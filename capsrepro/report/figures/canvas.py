@@ -22,6 +22,8 @@ MARGIN = 24
 # Okabe and Ito 2008: told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PURPLE, SKY, RED = "#CC79A7", "#56B4E9", "#D55E00"
+FAILURE = "#B00020"
+"""For text: plainly red, where the red above could pass for orange."""
 
 _STYLE: Any = {
     "axes.axisbelow": True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from capsrepro.report.figures.canvas import DPI, MARGIN, RED, add_heading, heading_size
+from capsrepro.report.figures.canvas import DPI, FAILURE, MARGIN, add_heading, heading_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +121,7 @@ def _draw_block(figure: Figure, block: Block, place: tuple[float, float, float, 
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     for column in block.marked:
-        axes.get_xticklabels()[column].set_color(RED)
+        axes.get_xticklabels()[column].set_color(FAILURE)
 
 
 def _letters(texts: Iterable[str]) -> int:

@@ -50,7 +50,7 @@ def draw_reconstructions(archive: Archive) -> Figure:
     heading = [
         "Reconstructions of test images, after Sabour et al. 2017, Fig. 3",
         source.told(),
-        "(label, prediction, drawn digit); orange: failures, drawn from label and from prediction",
+        "(label, prediction, drawn digit); red: failures, drawn from label and from prediction",
     ]
     return draw_mosaic(heading, [block])
 
