@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypedDict
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from capsrepro.data.examples import Drawn, Examples
 from capsrepro.data.fetch import locked
 from capsrepro.data.loading import load_examples
+from capsrepro.data.npz import write_array
 from capsrepro.data.preparation import find_dataset
 from capsrepro.data.prepared import manifest_path, read_manifest
 from capsrepro.data.progress import show_progress
@@ -132,16 +133,19 @@ def _write(examples: Examples, count: int, done: Callable[[int], object], file: 
     """Array after array, batch after batch: ten million composites do not fit into memory."""
     with zipfile.ZipFile(file, "w") as archive:
         for key in Drawn._fields:
-            # A ZipInfo of its own has a fixed date: the same composites give the same bytes.
-            with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
-                for first in range(0, count, _BATCH):
-                    array = _drawn(examples, key, first, min(first + _BATCH, count))
-                    if first == 0:
-                        shape = (count, *array.shape[1:])
-                        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                        np.lib.format.write_array_header_1_0(member, header)
-                    member.write(array.data)
-                    done(len(array))
+            shape = (count, *_drawn(examples, key, 0, 1).shape[1:])
+            write_array(
+                archive, key, shape, np.dtype(np.uint8), _blocks(examples, key, count, done)
+            )
+
+
+def _blocks(
+    examples: Examples, key: str, count: int, done: Callable[[int], object]
+) -> Iterator[NDArray[np.uint8]]:
+    for first in range(0, count, _BATCH):
+        block = _drawn(examples, key, first, min(first + _BATCH, count))
+        yield block
+        done(len(block))
 
 
 def _drawn(examples: Examples, key: str, first: int, end: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capsrepro.data.dataset import Note, Parameter, Split, Splits
+from capsrepro.data.npz import write_npz
 from capsrepro.data.progress import show_progress
 from capsrepro.data.sources import Source
 from capsrepro.errors import CapsreproError, UsageError
@@ -123,8 +124,7 @@ def _write_split(path: Path, split: Split) -> SplitFacts:
     counts = {key: len(array) for key, array in arrays.items()}
     if len(set(counts.values())) != 1 or not counts["images"]:
         raise ValueError(f"{path} must get as many of each and at least one, not {counts}")
-    # Uncompressed and with a fixed date inside: the same arrays give the same bytes.
-    write_atomically(path, partial(np.savez, **arrays))
+    write_atomically(path, partial(write_npz, **arrays))
     facts: SplitFacts = {
         "count": len(split.images),
         "image_shape": list(split.images.shape[1:]),
