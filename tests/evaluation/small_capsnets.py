@@ -24,14 +24,23 @@ TWO_DIGITS = {"image_shape": (1, 36, 36), "conv1_kernel": 9, "primary_kernel": 9
 
 
 def capsnet(**changes: Any) -> CapsNet:
-    """The one of the digits, untrained, with long capsules and pictures that differ by class."""
-    torch.manual_seed(0)
+    """The one of the digits, untrained, with long capsules and pictures that differ by class.
+
+    Its start is numpy's: torch's own differs from version to version.
+    """
     fields = {**FIELDS, "primary_scale": 1.0, "image_shape": (1, 8, 8), "classes": 10, **changes}
     model = CapsNet(**fields)
+    random = np.random.default_rng(0)
     with torch.no_grad():
-        model.transforms_KEID *= 50
+        for parameter in model.parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+            start = random.normal(0, (3 * fan_in) ** -0.5, parameter.shape)
+            parameter.copy_(torch.from_numpy(start))
+        model.transforms_KEID.copy_(
+            torch.from_numpy(random.normal(0, 5, model.transforms_KEID.shape))
+        )
         if model.bias_KD is not None:
-            model.bias_KD.normal_()
+            model.bias_KD.copy_(torch.from_numpy(random.normal(0, 1, model.bias_KD.shape)))
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.weight *= 3
