@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
         temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise CapsreproError(
@@ -66,7 +66,7 @@ def sweep(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable: without this a power cut can undo it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -89,6 +89,11 @@ def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_sha256(path: Path, sha256: str | None) -> bool:
+    """Whether the file is there and its bytes have this SHA-256."""
+    return path.is_file() and sha256_of_file(path) == sha256
 
 
 def digest(document: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capsrepro.errors import CapsreproError
-from capsrepro.files import digest, sha256_of_file, write_json, write_text
+from capsrepro.files import digest, has_sha256, write_json, write_text
 
 SCHEMA_VERSION: Literal[1] = 1
 HISTORY = "history.jsonl"
@@ -128,7 +128,7 @@ def read_history(run_folder: Path, record: Record) -> list[dict[str, float]]:
         CapsreproError: The file is missing or not the one that the record speaks of.
     """
     path = run_folder / HISTORY
-    if not path.is_file() or sha256_of_file(path) != record.outputs.get(HISTORY):
+    if not has_sha256(path, record.outputs.get(HISTORY)):
         raise CapsreproError(
             f"{path} is not the history that its record speaks of; restore it with `git checkout`."
         )

@@ -12,20 +12,23 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from capsrepro.data.archives import unreadable
 from capsrepro.data.dataset import Dataset, Labels, Parameter, Split, Splits
 from capsrepro.data.sources import SOURCES
-from capsrepro.errors import CapsreproError
 
 CLASSES = tuple("0123456789")
 COUNTS = {"train": 60_000, "test": 10_000}
 
 IMAGES_MAGIC = 2051
 LABELS_MAGIC = 2049
+
+_unreadable = partial(unreadable, dataset="mnist")
 
 
 def prepare(raw_root: Path, parameters: Mapping[str, Parameter]) -> Splits:
@@ -91,12 +94,6 @@ def read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> NDArray[np.uint8
         fault = "has bytes left over" if len(content) > size else f"ends at {len(content):,} bytes"
         raise _unreadable(path, f"it should unpack to {size:,} bytes and {fault}")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy()
-
-
-def _unreadable(path: Path, reason: str) -> CapsreproError:
-    return CapsreproError(
-        f"cannot read {path}: {reason}; delete it and run `capsrepro datasets fetch mnist`."
-    )
 
 
 DATASET = Dataset(

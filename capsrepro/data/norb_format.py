@@ -12,19 +12,22 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from capsrepro.errors import CapsreproError
+from capsrepro.data import archives
 
 BYTES = 0x1E3D4C55
 INTEGERS = 0x1E3D4C54
 DTYPES: dict[int, np.dtype[Any]] = {BYTES: np.dtype("u1"), INTEGERS: np.dtype("<i4")}
 
 BLOCK_BYTES = 1 << 20
+
+unreadable = partial(archives.unreadable, dataset="smallnorb")
 
 
 def read_matrix(path: Path, magic: int, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -87,10 +90,3 @@ def _check_header(path: Path, found: bytes, expected: bytes) -> None:
             for header in (found, expected)
         )
         raise unreadable(path, f"its axes and sizes are {axes} instead of {sizes}")
-
-
-def unreadable(path: Path, reason: str) -> CapsreproError:
-    """What to raise for a file of smallNORB that is not what it should be."""
-    return CapsreproError(
-        f"cannot read {path}: {reason}; delete it and run `capsrepro datasets fetch smallnorb`."
-    )

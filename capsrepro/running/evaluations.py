@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from capsrepro.evaluation.reconstruction import (
 from capsrepro.evaluation.robustness import attacked_loss, measure_fgsm
 from capsrepro.evaluation.routing_dynamics import measure_routing
 from capsrepro.evaluation.scores import measure_scores
-from capsrepro.files import digest, sha256_of_file, write_atomically
+from capsrepro.files import digest, has_sha256, sha256_of_file, write_atomically
 from capsrepro.project import Project
 from capsrepro.records import Cost, Record, find_record, record_path, stale_reason
 from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
@@ -150,14 +149,10 @@ def current_evaluation(
     if reason is None and record.inputs != trained_inputs(trained):
         reason = "the run has been trained anew"
     if reason is None and not all(
-        _is_whole(folder / name, sha256) for name, sha256 in record.outputs.items()
+        has_sha256(folder / name, sha256) for name, sha256 in record.outputs.items()
     ):
         reason = "what it left beside its record is missing or damaged"
     return record, reason
-
-
-def _is_whole(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_of_file(path) == sha256
 
 
 def trained_inputs(trained: Record) -> dict[str, str]:

@@ -7,7 +7,6 @@ old records, or none, or new ones with all that they speak of; importing again c
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import BinaryIO, Literal
 from capsrepro.config import load_params, resolve_run
 from capsrepro.data.progress import show_progress
 from capsrepro.errors import CapsreproError, UsageError
-from capsrepro.files import sha256_of_file, sweep, write_atomically
+from capsrepro.files import has_sha256, sha256_of_file, sweep, sync_folder, write_atomically
 from capsrepro.project import Project
 from capsrepro.records import Record, read_record
 from capsrepro.running import control, mlflow_sink, recording
@@ -128,13 +127,9 @@ def _changes(project: Project, bundle: Bundle) -> dict[str, Path]:
     return {
         name: path
         for name, path in places.items()
-        if not _is(path, bundle.sha256[name])
+        if not has_sha256(path, bundle.sha256[name])
         and not (name.startswith("datasets/") and path.exists())
     }
-
-
-def _is(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_of_file(path) == sha256
 
 
 def _states(
@@ -210,9 +205,7 @@ def _put_in_place(staged: Mapping[Path, Path]) -> None:
         for path, beside in staged.items():
             beside.replace(path)
         for folder in {path.parent for path in staged}:
-            descriptor = os.open(folder, os.O_RDONLY)
-            os.fsync(descriptor)  # or a power cut can undo the renames
-            os.close(descriptor)
+            sync_folder(folder)
     except OSError as error:
         raise CapsreproError(
             f"cannot write {path}: {error.strerror}; make {path.parent} writable, "

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from capsrepro.errors import CapsreproError
-from capsrepro.files import sha256_of_file, write_atomically, write_text
+from capsrepro.files import has_sha256, sha256_of_file, write_atomically, write_text
 from capsrepro.records import Record
 
 NAME = "weights.safetensors"
@@ -31,8 +31,7 @@ def save_weights(model: nn.Module, folder: Path) -> str:
 
 def has_weights(folder: Path, record: Record) -> bool:
     """Whether the weights that a train record speaks of are here."""
-    path = folder / NAME
-    return path.is_file() and sha256_of_file(path) == record.outputs.get(NAME)
+    return has_sha256(folder / NAME, record.outputs.get(NAME))
 
 
 def load_weights(model: nn.Module, folder: Path, record: Record) -> None:
