@@ -45,73 +45,51 @@ def attack(kind: str, run_name: str, device: str | None, threads: int | None) ->
     )
 
 
-@click.command()
-@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
-@where_options
-def reconstruct(run_name: str, device: str | None, threads: int | None) -> None:
-    """Measure and draw what the decoder makes of present, absent and perturbed digits.
+def _evaluation(kind: str, purpose: str, example: str) -> click.Command:
+    """The command of an evaluation: it measures one run and prints what its record holds."""
 
-    \b
-    Example:
-      capsrepro reconstruct mnist-short/capsnet-r3-recon/seed-0
-    """
-    _evaluate("reconstruct", run_name, device, threads)
+    @click.command(kind, help=f"{purpose}\n\n\b\nExample:\n  capsrepro {kind} {example}")
+    @click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
+    @where_options
+    def command(run_name: str, device: str | None, threads: int | None) -> None:
+        die_with_parent()
+        project, spec = resolve(run_name, device, threads)
+        from capsrepro.running.evaluations import run_evaluation
 
+        outcome = run_evaluation(project, spec, kind)
+        record = outcome.record
+        prefix = "" if outcome.done else "nothing to do, its record is current: "
+        if record.failure is not None:
+            said = f"not evaluated, its training failed: {record.failure.reason}"
+        else:
+            numbers = [f"{name} {value:.4g}" for name, value in record.metrics.items()]
+            points = [
+                f"{name} {', '.join(f'{value:.2g}' for value in values)}"
+                for name, values in record.curves.items()
+            ]
+            said = "; ".join(numbers + points)
+        click.echo(f"{spec.name}: {prefix}{said}; record {shown(project, outcome.path)}")
 
-@click.command()
-@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
-@where_options
-def overlap(run_name: str, device: str | None, threads: int | None) -> None:
-    """Measure the error on two overlapping digits by label, by overlap, and when crowded.
-
-    \b
-    Example:
-      capsrepro overlap multimnist-short/capsnet-r3-recon/seed-0
-    """
-    _evaluate("overlap", run_name, device, threads)
-
-
-@click.command()
-@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
-@where_options
-def routing(run_name: str, device: str | None, threads: int | None) -> None:
-    """Measure what routing still changes at each iteration.
-
-    \b
-    Example:
-      capsrepro routing mnist-short/capsnet-r3-recon/seed-0
-    """
-    _evaluate("routing", run_name, device, threads)
+    return command
 
 
-@click.command()
-@click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
-@where_options
-def scores(run_name: str, device: str | None, threads: int | None) -> None:
-    """Keep the class scores of every test image, for the ensemble of all seeds.
-
-    \b
-    Example:
-      capsrepro scores cifar10/capsnet-r3-recon/seed-0
-    """
-    _evaluate("scores", run_name, device, threads)
-
-
-def _evaluate(kind: str, run_name: str, device: str | None, threads: int | None) -> None:
-    die_with_parent()
-    project, spec = resolve(run_name, device, threads)
-    from capsrepro.running.evaluations import run_evaluation
-
-    outcome = run_evaluation(project, spec, kind)
-    record = outcome.record
-    prefix = "" if outcome.done else "nothing to do, its record is current: "
-    if record.failure is not None:
-        said = f"not evaluated, its training failed: {record.failure.reason}"
-    else:
-        numbers = [f"{name} {value:.4g}" for name, value in record.metrics.items()]
-        points = [
-            f"{name} {', '.join(f'{value:.2g}' for value in values)}"
-            for name, values in record.curves.items()
-        ]
-        said = "; ".join(numbers + points)
-    click.echo(f"{spec.name}: {prefix}{said}; record {shown(project, outcome.path)}")
+reconstruct = _evaluation(
+    "reconstruct",
+    "Measure and draw what the decoder makes of present, absent and perturbed digits.",
+    "mnist-short/capsnet-r3-recon/seed-0",
+)
+overlap = _evaluation(
+    "overlap",
+    "Measure the error on two overlapping digits by label, by overlap, and when crowded.",
+    "multimnist-short/capsnet-r3-recon/seed-0",
+)
+routing = _evaluation(
+    "routing",
+    "Measure what routing still changes at each iteration.",
+    "mnist-short/capsnet-r3-recon/seed-0",
+)
+scores = _evaluation(
+    "scores",
+    "Keep the class scores of every test image, for the ensemble of all seeds.",
+    "cifar10/capsnet-r3-recon/seed-0",
+)

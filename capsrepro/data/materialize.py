@@ -72,15 +72,12 @@ def materialize(name: str, count: int, data_root: Path, *, progress: bool = Fals
     with locked(folder) as alone:
         if alone:
             sweep(folder)
-        if _facts(path) == {**_expected(name, digest, count), "sha256": _sha256(path)}:
+        if _is_whole(path, name, digest, count):
             return path
         examples = load_examples(name, "test", data_root, torch.device("cpu"))
         with show_progress(path.name, 3 * count, "composite", wanted=progress) as done:
             write_atomically(path, partial(_write, examples, count, done))
-        write_json(
-            path.with_suffix(".json"),
-            {**_expected(name, digest, count), "sha256": sha256_of_file(path)},
-        )
+        write_json(path.with_suffix(".json"), _facts(path, name, digest, count))
     return path
 
 
@@ -94,12 +91,11 @@ def verify_subsets(name: str, data_root: Path) -> int:
         CapsreproError: One is damaged, or was made from data that have changed since.
     """
     facts_files = sorted(_folder(name, data_root).glob("test-[0-9]*.json"))
+    digest = read_manifest(name, data_root)["digest"]
     for file in facts_files:
         path = file.with_suffix(".npz")
         count = int(file.stem.removeprefix("test-"))
-        digest = read_manifest(name, data_root)["digest"]
-        wanted = {**_expected(name, digest, count), "sha256": _sha256(path)}
-        if _facts(path) != wanted:
+        if not _is_whole(path, name, digest, count):
             raise CapsreproError(
                 f"{path} is not what {file.name} beside it says, or was made from other data; "
                 f"run `capsrepro datasets prepare {name} --materialize {count}` to make it again."
@@ -111,22 +107,18 @@ def _folder(name: str, data_root: Path) -> Path:
     return manifest_path(name, data_root).parent / "composites"
 
 
-def _expected(name: str, digest: str, count: int) -> SubsetFacts:
-    return {"dataset": name, "dataset_digest": digest, "count": count, "sha256": ""}
+def _facts(path: Path, name: str, digest: str, count: int) -> SubsetFacts:
+    """What stands beside a subset, whatever its bytes are."""
+    sha256 = sha256_of_file(path)
+    return {"dataset": name, "dataset_digest": digest, "count": count, "sha256": sha256}
 
 
-def _facts(path: Path) -> object:
+def _is_whole(path: Path, name: str, digest: str, count: int) -> bool:
     try:
-        return json.loads(path.with_suffix(".json").read_text())
+        told = json.loads(path.with_suffix(".json").read_text())
+        return bool(told == _facts(path, name, digest, count))
     except (OSError, ValueError):
-        return None
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        return sha256_of_file(path)
-    except OSError:
-        return None
+        return False
 
 
 def _write(examples: Examples, count: int, done: Callable[[int], object], file: BinaryIO) -> None:

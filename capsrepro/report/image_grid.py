@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from capsrepro.errors import CapsreproError, UsageError
+from capsrepro.errors import UsageError
 from capsrepro.files import write_atomically
+from capsrepro.report.figures.canvas import UNDATED, require_matplotlib
 
 FORMATS = ("png", "svg", "pdf")
 _CELL_INCHES = 0.9
@@ -45,12 +46,9 @@ def draw_grid(
         raise UsageError(
             f"cannot draw {path.name}: its ending is none of {', '.join(FORMATS)}; choose another."
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CapsreproError(
-            "drawing needs matplotlib, which is not installed; run `uv sync --extra figures`."
-        ) from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     pictures = [_picture(image) for image in images]
     height, width = pictures[0].shape[:2]
     columns = min(columns, len(pictures))
@@ -66,9 +64,7 @@ def draw_grid(
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_xlabel(caption, fontsize=7, labelpad=2)
         axes.spines[:].set_visible(False)
-    # No date and no program version in the file: the same images give the same bytes.
-    stamps = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    write_atomically(path, partial(figure.savefig, format=form, metadata=stamps[form]))
+    write_atomically(path, partial(figure.savefig, format=form, metadata=UNDATED[form]))
 
 
 def _picture(image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -42,10 +42,31 @@ _STYLE: Any = {
     "savefig.dpi": DPI,
     "svg.hashsalt": "capsrepro",  # otherwise the names of clip paths are random
 }
-_UNDATED: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "png": {"Software": None}}
+
+UNDATED: dict[str, dict[str, str | None]] = {
+    "svg": {"Date": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+}
+"""By format: leaves out what would make the bytes of equal pictures differ."""
 
 # Of the heading, the first line and the others: points, and pixels from line to line.
 _SIZES, _LINES = (9.5, 7.5), (40, 32)
+
+
+def require_matplotlib() -> Any:
+    """The package, which only drawing needs.
+
+    Raises:
+        CapsreproError: It is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise CapsreproError(
+            "drawing needs matplotlib, which is not installed; run `uv sync --extra figures`."
+        ) from error
+    return matplotlib
 
 
 @contextlib.contextmanager
@@ -55,12 +76,7 @@ def house_style() -> Iterator[None]:
     Raises:
         CapsreproError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise CapsreproError(
-            "drawing needs matplotlib, which is not installed; run `uv sync --extra figures`."
-        ) from error
+    matplotlib = require_matplotlib()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -111,9 +127,9 @@ def write_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
         CapsreproError: The folder cannot be written to.
     """
     contents = {}
-    for form, stamps in _UNDATED.items():
+    for form in ("svg", "png"):
         contents[form] = io.BytesIO()
-        figure.savefig(contents[form], format=form, metadata=stamps)
+        figure.savefig(contents[form], format=form, metadata=UNDATED[form])
     paths = []
     for form, content in contents.items():
         paths.append(folder / f"{name}.{form}")
