@@ -4,6 +4,7 @@ from torch import nn
 
 from capsrepro.models.baselines import BaselineCNN, PooledCNN
 from capsrepro.models.capsnet import CapsNet
+from capsrepro.models.matrix_capsules import MatrixCapsNet
 
 # Model family, as `family` in params.yaml, and the module that implements it. Every one takes
 # image_shape and classes besides the keys of its params.yaml entry, returns class scores_BK when
@@ -12,4 +13,5 @@ MODELS: dict[str, type[nn.Module] | Any] = {
     "capsnet": CapsNet,
     "baseline-cnn": BaselineCNN,
     "pooled-cnn": PooledCNN,
+    "matrix-capsules": MatrixCapsNet,
 }

@@ -1,4 +1,6 @@
-"""Losses of Sabour et al. 2017 (DR17), per image, so that training and attacks share them.
+"""Losses of Sabour et al. 2017 (DR17) and Hinton et al. 2018 (EM18).
+
+Each is per image, so that training and attacks share it.
 
 Shape suffixes: B images, K classes, L labels per image, C channels, H rows, W columns.
 Every classification loss takes scores_BK and present_BK (1 where a class is in the image, else 0)
@@ -79,6 +81,19 @@ def halved_sigmoid_cross_entropy(logits_BK: Tensor, present_BK: Tensor) -> Tenso
     return F.binary_cross_entropy_with_logits(logits_BK, halves_BK, reduction="none").mean(1)
 
 
+def spread_loss(activations_BK: Tensor, present_BK: Tensor, margin: float | Tensor = 0.9) -> Tensor:
+    """EM18 Eq. 3: Σ_{i≠t} max(0, m − (a_t − a_i))², shape (B,).
+
+    Args:
+        activations_BK: In [0, 1].
+        present_BK: See the module; exactly one class present.
+        margin: m, 0.9 at the end of training.
+    """
+    target_B1 = (activations_BK * present_BK).sum(1, keepdim=True)
+    excess_BK = F.relu(margin - (target_B1 - activations_BK))
+    return ((1 - present_BK) * excess_BK.square()).sum(1)
+
+
 def reconstruction_sse(images_BLCHW: Tensor, targets_BLCHW: Tensor) -> Tensor:
     """Sum (not mean) of squared pixel differences over everything but the batch (DR17 §4.1).
 
@@ -89,6 +104,7 @@ def reconstruction_sse(images_BLCHW: Tensor, targets_BLCHW: Tensor) -> Tensor:
 
 CLASSIFICATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin_loss,
+    "spread": spread_loss,
     "cross-entropy": cross_entropy,
     "sigmoid-cross-entropy": sigmoid_cross_entropy,
     "sigmoid-cross-entropy-halved": halved_sigmoid_cross_entropy,

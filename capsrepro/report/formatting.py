@@ -1,4 +1,4 @@
-"""The only place where a number becomes text.
+"""The only place where a number becomes text, and a metric a title.
 
 Percentages have two decimals and their SD three, as the papers print them; accuracies under attack
 have one; other quantities four significant digits.
@@ -8,9 +8,21 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from capsrepro.metrics import METRICS
 from capsrepro.report.rendering import Scalar
 from capsrepro.report.statistics import Summary
 from capsrepro.report.verdicts import Verdict
+
+
+def title_of(metric: str) -> str:
+    """What people call a metric; one that METRICS does not know keeps its name."""
+    return METRICS[metric].title if metric in METRICS else metric
+
+
+def heading(metric: str) -> str:
+    """Title and unit of a metric: test error %."""
+    unit = METRICS[metric].unit if metric in METRICS else ""
+    return f"{title_of(metric)} {unit}".rstrip()
 
 
 def plain(value: float) -> str:
@@ -41,6 +53,11 @@ def spread(metric: str, value: float | None) -> str:
 def mean_and_sd(metric: str, summary: Summary) -> str:
     """Such as 0.25 ± 0.005."""
     return f"{quantity(metric, summary.mean)} ± {spread(metric, summary.sd)}"
+
+
+def mean_sd_and_n(metric: str, summary: Summary) -> str:
+    """Such as 0.25 ± 0.005 (n = 3)."""
+    return f"{mean_and_sd(metric, summary)} (n = {summary.n})"
 
 
 def points(value: float) -> str:

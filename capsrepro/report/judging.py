@@ -15,8 +15,14 @@ from capsrepro.claims import BoundClaim, Claim, OrderingClaim, ValueClaim
 from capsrepro.report.measurements import Fact, Measurement
 from capsrepro.report.orderings import Comparison, compare, hardest, ordering_verdict
 from capsrepro.report.statistics import holm
-from capsrepro.report.summaries import Group
-from capsrepro.report.verdicts import Evidence, Verdict, bound_verdict, value_verdict
+from capsrepro.report.summaries import Group, models_of
+from capsrepro.report.verdicts import (
+    Evidence,
+    Verdict,
+    bound_verdict,
+    incomparable,
+    value_verdict,
+)
 from capsrepro.schema.params import Margins, Params
 
 _Index = Mapping[str, Sequence[Group]]
@@ -89,7 +95,7 @@ def _judge_one(claim: Claim, index: _Index, margins: Margins) -> Judgement:
         candidates = tuple(_compared(claim, index, margins))
     else:
         candidates = tuple(_measured(claim, index, margins))
-    verdict = candidates[0].verdict if candidates else _not_run(claim, index)
+    verdict = candidates[0].verdict if candidates else _not_measured(claim, index)
     return Judgement(claim, verdict, candidates)
 
 
@@ -104,11 +110,7 @@ def _entitlement(group: Group) -> tuple[bool, bool, bool, float, int]:
 
 
 def _standing(claim: Claim, model: str, index: _Index) -> list[Group]:
-    return [
-        group
-        for group in index.get(claim.protocol, ())
-        if group.stands_for == model and claim.reading in (None, group.reading)
-    ]
+    return [group for group in index.get(claim.protocol, ()) if group.stands_trial(claim, model)]
 
 
 def _measured(
@@ -168,7 +170,7 @@ def _evidence(group: Group, measurement: Measurement) -> Evidence:
         budget=group.budget,
         failed=len(group.failed),
         superseded=group.superseded,
-        test_images=group.test_images(measurement.setting),
+        test_images=group.test_images(measurement.setting, measurement.metric),
         members=group.members,
     )
 
@@ -199,19 +201,37 @@ def _with_orderings(judgements: list[Judgement], margins: Margins) -> list[Judge
     return judgements
 
 
-def _not_run(claim: Claim, index: _Index) -> Verdict:
-    models = (claim.better, claim.worse) if isinstance(claim, OrderingClaim) else (claim.model,)
+def _not_measured(claim: Claim, index: _Index) -> Verdict:
+    """What is said when no runs stand trial: what is owed, or why it could not be measured."""
     if claim.protocol not in index:
-        reason = f"no protocol is judged as {claim.protocol}"
-        return Verdict("not run", reason)
-    for model in models:
+        return Verdict("not run", f"no protocol is judged as {claim.protocol}")
+    trained: list[Group] = []
+    for model in models_of(claim):
         groups = _standing(claim, model, index)
         if not groups:
             return Verdict("not run", f"no model stands for {model}")
+        absent = next((group.absent for group in groups if group.absent), None)
+        if absent is not None:
+            return Verdict("not run", absent)
         if not any(group.seeds for group in groups):
             if any(group.failed for group in groups):
                 return Verdict("inconclusive", f"every seed of {model} failed")
             return Verdict("not run", f"no finished run of {model}")
-    return Verdict(
-        "not run", "not measured under this condition" if claim.condition else "not measured"
-    )
+        trained.append(next(group for group in groups if group.seeds))
+    reason = "not measured under this condition" if claim.condition else "not measured"
+    ended = next((end for group in trained if (end := _ended_before(claim, group))), None)
+    return ended or Verdict("not run", reason)
+
+
+def _ended_before(claim: Claim, group: Group) -> Verdict | None:
+    """The verdict on training that was over before the moment that a claim is about."""
+    asked = {"step": claim.condition.get("step"), "epoch": claim.condition.get("epoch")}
+    asked["epoch"] = claim.condition.get("epoch_to", asked["epoch"])
+    for unit, moment in asked.items():
+        end = group.ended.get(unit)
+        if isinstance(moment, int | float) and end is not None and end < moment:
+            short = incomparable(Evidence((), group.budget, superseded=group.superseded))
+            numbers: dict[str, float | str] = {"unit": unit, "end": end, "moment": moment}
+            reason = "training ended at {unit} {end}, the claim is about {unit} {moment}"
+            return short or Verdict("not comparable", reason, numbers)
+    return None

@@ -17,6 +17,11 @@ from capsrepro.records import Record
 
 Fact = str | float
 
+DURING_TRAINING: Mapping[str, Fact] = {"phase": "training"}
+"""Setting of what was measured while a network was trained, see `histories.py`."""
+_AT_THE_END: Mapping[str, Fact] = {"phase": "end"}
+"""All other measurements are of a network whose training is over."""
+
 # What an attack is when its record does not say otherwise (schema.FGSMSpec).
 _USUAL_ATTACK: dict[str, Fact] = {"goal": "untargeted", "epsilon_unit": "raw-pixels"}
 
@@ -38,9 +43,20 @@ class Measurement:
     values: Mapping[int, float]
 
     def meets(self, condition: Mapping[str, Fact]) -> bool:
-        """Whether everything that `condition` asks for holds here."""
-        facts = {**self.setting, **self.point}
+        """Whether everything that `condition` asks for holds here.
+
+        What was measured during training answers a condition that names a moment of it, no other.
+        """
+        if self.setting == DURING_TRAINING and not names_moment(condition):
+            return False
+        facts = {**_AT_THE_END, **self.setting, **self.point}
         return all(key in facts and _same(facts[key], value) for key, value in condition.items())
+
+
+def names_moment(condition: Mapping[str, Fact]) -> bool:
+    """Whether a condition is about a step, an epoch, a span of epochs or the start of training."""
+    moments = {"step", "epoch", "epoch_from", "epoch_to"}
+    return not moments.isdisjoint(condition) or condition.get("phase") == "start"
 
 
 def measurements(
@@ -93,7 +109,7 @@ def kept_files(
         run.seed: evaluation.outputs[name]
         for run in sorted(runs, key=lambda record: record.seed)
         for evaluation in evaluations.get(run.run, [])
-        if evaluation.kind == kind and _made_from(evaluation, run)
+        if evaluation.kind == kind and name in evaluation.outputs and _made_from(evaluation, run)
     }
 
 

@@ -11,16 +11,20 @@ from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import write_text
 from capsrepro.records import Record
 from capsrepro.report.claim_tables import claims_table, verdict_counts_table
-from capsrepro.report.ensembles import with_ensembles
-from capsrepro.report.judging import judge
+from capsrepro.report.data_facts import data_groups
+from capsrepro.report.evaluation_tables import evaluation_tables
+from capsrepro.report.gathering import gather
+from capsrepro.report.judging import Judgement, judge
 from capsrepro.report.readings_table import readings_table
 from capsrepro.report.rendering import SUFFIXES, Table, render
-from capsrepro.report.summaries import group_records
+from capsrepro.report.summaries import Group
 from capsrepro.report.tables import result_tables
 from capsrepro.schema.params import Params
 
 ACROSS = ("verdicts", "claims", "readings")
 """Tables of no single protocol."""
+
+_EVALUATIONS = "-evaluations"
 
 
 def all_tables(
@@ -40,29 +44,39 @@ def all_tables(
         results: The results folder, whose class scores make ensembles; None makes none.
 
     Returns:
-        Per protocol one table for each of its versions, then `verdicts`, `claims`, `readings`.
+        Per protocol one table for each of its versions, and under `<protocol>-evaluations` what
+        else was measured, if anything was; then `verdicts`, `claims`, `readings`.
 
     Raises:
         UsageError: Neither params.yaml nor any record names one of the protocols.
         CapsreproError: Scores that a record speaks of are missing or damaged.
     """
-    groups = group_records(records, params)
-    if results is not None:
-        groups = with_ensembles(groups, params, results)
     published = list(claims)
-    judgements = judge(published, groups, params)
-    names = protocols or list(dict.fromkeys(group.protocol for group in groups))
-    tables = {name: result_tables(name, groups, judgements, params) for name in names}
-    unknown = next((name for name, found in tables.items() if not found), None)
-    if unknown is not None:
-        raise UsageError(
-            f"no record and no key of params.yaml names protocol {unknown!r}; "
-            f"known: {', '.join(params.protocols)}."
-        )
+    groups = gather(records, published, params, results)
+    # Facts of the data stand trial for claims, but are no model and have no row in a table.
+    facts = data_groups(params, results) if results is not None else []
+    judgements = judge(published, [*groups, *facts], params)
+    tables: dict[str, list[Table]] = {}
+    for name in protocols or dict.fromkeys(group.protocol for group in groups):
+        tables |= _tables_of(name, groups, judgements, params)
     tables["verdicts"] = [verdict_counts_table(judgements)]
     tables["claims"] = [claims_table(judgements, params)]
     tables["readings"] = [readings_table(published, groups, params)]
     return tables
+
+
+def _tables_of(
+    protocol: str, groups: Sequence[Group], judgements: Sequence[Judgement], params: Params
+) -> dict[str, list[Table]]:
+    """The results of one protocol and, in files of their own, its evaluations if it has any."""
+    results = result_tables(protocol, groups, judgements, params)
+    if not results:
+        raise UsageError(
+            f"no record and no key of params.yaml names protocol {protocol!r}; "
+            f"known: {', '.join(params.protocols)}."
+        )
+    others = evaluation_tables(protocol, groups, params)
+    return {protocol: results} | ({protocol + _EVALUATIONS: others} if others else {})
 
 
 def write_tables(
@@ -91,6 +105,8 @@ def readme_blocks(
 ) -> dict[str, str]:
     """What README.md shows: `results` of the protocols that have any, and `verdicts`.
 
+    Of what else was measured it shows only where to read it.
+
     Args:
         tables: From `all_tables`.
         protocols: Those that are judged.
@@ -98,6 +114,9 @@ def readme_blocks(
     """
     results = [table for name in protocols if name in run for table in tables[name]]
     block = render(results, "md").rstrip()
+    if others := [name + _EVALUATIONS for name in protocols if name + _EVALUATIONS in tables]:
+        links = ", ".join(f"[{name}](results/tables/{name}.md)" for name in others)
+        block += f"\n\nWhat else was measured: {links}."
     if owed := [f"`{name}`" for name in protocols if name not in run]:
         block += f"\n\nAsked for and not run yet: {', '.join(owed)}."
     return {"results": block, "verdicts": render(tables["verdicts"], "md")}

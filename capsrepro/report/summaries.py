@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capsrepro import scores
+from capsrepro.claims import Claim, OrderingClaim
 from capsrepro.config import RunSpec, requested_runs, resolve_run
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
@@ -44,6 +45,11 @@ class Group:
         measurements: All that was measured.
         scores: SHA-256 of the class scores kept of each seed that finished.
         members: How many seeds vote together; 1 for single models.
+        runs: The train records of the seeds that finished, for what stands beside them.
+        pictures: SHA-256 of the pictures kept of each seed that finished.
+        ended: At which `step` and `epoch` the training of the first seed to end was over; empty
+            where no claim made anyone look.
+        absent: Why there can be no measurement; None where runs are merely owed.
     """
 
     protocol: str
@@ -62,6 +68,15 @@ class Group:
     measurements: tuple[Measurement, ...]
     scores: Mapping[int, str] = field(default_factory=dict)
     members: int = 1
+    runs: Mapping[int, Record] = field(default_factory=dict)
+    pictures: Mapping[int, str] = field(default_factory=dict)
+    ended: Mapping[str, float] = field(default_factory=dict)
+    absent: str | None = None
+
+    def stands_trial(self, claim: Claim, model: str) -> bool:
+        """Whether what a claim says of a model is held against this."""
+        about = (claim.protocol, model)
+        return (self.judged_as, self.stands_for) == about and claim.reading in (None, self.reading)
 
     def values(self, metric: str, condition: Mapping[str, Fact] | None = None) -> dict[int, float]:
         """By seed: the first measurement that meets the condition; empty when there is none."""
@@ -84,12 +99,25 @@ class Group:
         plain = by_setting.get(())
         return [plain] if plain else list(by_setting.values())
 
-    def test_images(self, setting: Mapping[str, Fact] | None = None) -> int | None:
-        """On how many images it was tested, when the records say so and agree."""
-        sizes = [m for m in self.measurements if m.metric == "test_images"]
+    def test_images(
+        self, setting: Mapping[str, Fact] | None = None, metric: str = "test_error_pct"
+    ) -> int | None:
+        """On how many images it was tested, when the records say so and agree.
+
+        A split of another name has a size of its own: `affnist_accuracy_pct` was measured on
+        `affnist_images`.
+        """
+        stem = metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")
+        sizes = [m for m in self.measurements if m.metric == f"{stem}_images"]
+        sizes = sizes or [m for m in self.measurements if m.metric == "test_images"]
         own = [m for m in sizes if m.setting == (setting or {})] or sizes[:1]
         counts = {int(value) for m in own for value in m.values.values()}
         return counts.pop() if len(counts) == 1 else None
+
+
+def models_of(claim: Claim) -> tuple[str, ...]:
+    """The claims' names of the models that a claim speaks of."""
+    return (claim.better, claim.worse) if isinstance(claim, OrderingClaim) else (claim.model,)
 
 
 def group_records(records: Iterable[Record], params: Params) -> list[Group]:
@@ -154,6 +182,8 @@ def _group(
         uncommitted=tuple(sorted(r.seed for r in records if r.code.git_dirty)),
         measurements=measurements(finished, evaluations),
         scores=kept_files(finished, evaluations, scores.KIND, scores.NAME),
+        runs={r.seed: r for r in sorted(finished, key=lambda r: r.seed)},
+        pictures=kept_files(finished, evaluations, "reconstruct", "reconstruct.npz"),
     )
 
 

@@ -19,6 +19,18 @@ from capsrepro.metrics import METRICS
 from capsrepro.report.statistics import Summary, summarise, two_test_sets_margin
 from capsrepro.schema.params import Margins
 
+FACTS = frozenset(
+    {
+        "capsules_per_layer",
+        "overlap_pct",
+        "parameter_ratio",
+        "parameters",
+        "test_size",
+        "train_size",
+    }
+)
+"""What a network or a data set is made of: neither seeds nor training decide any of these."""
+
 Status = Literal[
     "reproduced",
     "differs (better)",
@@ -72,7 +84,7 @@ class Evidence:
 
 def is_fact(metric: str) -> bool:
     """Whether the metric is no result but a property of the model, such as its parameters."""
-    return metric in METRICS and METRICS[metric].better == "neither"
+    return metric in FACTS
 
 
 def value_verdict(claim: ValueClaim, evidence: Evidence, margins: Margins) -> Verdict:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from capsrepro.schema.base import Entry, Positive, Ratio, Reading
+from capsrepro.schema.matrix_capsules import MatrixCapsulesSpec
 
 
 class InitialValues(Entry):
@@ -121,5 +122,8 @@ class PooledCNNSpec(Entry):
         return self
 
 
-ModelSpec = Annotated[CapsNetSpec | BaselineCNNSpec | PooledCNNSpec, Field(discriminator="family")]
-FAMILIES = ("capsnet", "baseline-cnn", "pooled-cnn")
+ModelSpec = Annotated[
+    CapsNetSpec | BaselineCNNSpec | PooledCNNSpec | MatrixCapsulesSpec,
+    Field(discriminator="family"),
+]
+FAMILIES = ("capsnet", "baseline-cnn", "pooled-cnn", "matrix-capsules")

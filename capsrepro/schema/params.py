@@ -5,14 +5,15 @@ environment variables (`capsrepro/project.py`). A named model or protocol fixes 
 its digest says everything; a field that came later has a default, which no digest holds.
 
 Sources: DR17 is Sabour et al. 2017 (arXiv 1710.09829v2), DR17-code its authors' released program,
-EM18 is Hinton et al. 2018.
+EM18 is Hinton et al. 2018, EM18-OR its authors' answers in the public review and EM18-code their
+released program.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from capsrepro.schema.augmentation import Augmentation
 from capsrepro.schema.base import Entry, Precision
@@ -21,17 +22,51 @@ from capsrepro.schema.models import ModelSpec
 
 
 class StopRule(Entry):
-    """End of the training at the first epoch whose accuracy is as wanted (DR17 §5.2)."""
+    """End of the training at the first epoch whose accuracy is as wanted.
 
-    split: Literal["expanded", "validation"] = Field(
-        description="what the accuracy is measured on: the paper's is a test set, `expanded`; "
-        "`validation` is the held-out training images, each shifted once and for all"
+    What is wanted is a number (DR17 §5.2), or what the finished run of another model, with the same
+    protocol and seed, has on the same split (EM18 §5.1). That model itself trains all its steps.
+    """
+
+    split: Literal["expanded", "validation", "familiar"] = Field(
+        description="what the accuracy is measured on: the papers' are test sets, `expanded` and "
+        "`familiar`; `validation` is the held-out training images, each shifted once and for all"
     )
-    accuracy_pct: float = Field(gt=0, le=100, description="DR17 §5.2: 99.22 and 99.23")
+    accuracy_pct: float | None = Field(
+        None, gt=0, le=100, description="DR17 §5.2: 99.22 and 99.23; null where accuracy_of is not"
+    )
+    accuracy_of: str | None = Field(
+        None, description="a key of the protocol's models; its accuracy ends the others' training"
+    )
+    every_epochs: int = Field(1, gt=0, description="how often it is measured; and after the last")
+
+    @model_validator(mode="after")
+    def _wants_one_accuracy(self) -> Self:
+        if (self.accuracy_pct is None) == (self.accuracy_of is None):
+            raise ValueError("exactly one of accuracy_pct and accuracy_of must be set")
+        return self
+
+
+class SpreadMargin(Entry):
+    """How the margin m of the spread loss rises during training (EM18 §3, Eq. 3).
+
+    linear: from first to last in `steps`, as the paper has it, which does not say how many.
+    sigmoid: first + (last − first) · sigmoid(min(10, 4 (step / steps − 1))), as EM18-OR and
+    EM18-code have it with 0.2, 0.99 and 200,000, at which it is half-way.
+    """
+
+    shape: Literal["linear", "sigmoid"]
+    first: float = Field(ge=0, description="0.2; the sigmoid starts a little above it")
+    last: float = Field(gt=0, le=1, description="0.9 (text), 0.99 (code)")
+    steps: float = Field(gt=0, description="optimiser steps, see above")
 
 
 class Recipe(Augmentation):
-    """How a model is trained. DR17 §4 names Adam and a decay; every number is DR17-code's."""
+    """How a model is trained.
+
+    DR17 §4 names Adam and a decay; every number of its recipes is DR17-code's. EM18 is silent; the
+    numbers of its recipes are from EM18-OR (text) and EM18-code.
+    """
 
     batch_size: int = Field(gt=0, description="images; Fig. A.2: 128")
     steps: int = Field(gt=0, description="optimiser steps of this protocol")
@@ -49,6 +84,13 @@ class Recipe(Augmentation):
         0, ge=0, description="first training images held out; DR17-code --validate: 10,000"
     )
     stop: StopRule | None = Field(None, description="train all steps when null")
+    margin: SpreadMargin | None = Field(None, description="of models with the spread loss")
+    weight_decay: float = Field(
+        0,
+        ge=0,
+        description="times half the sum of squares of kernels and transforms, added to "
+        "the loss; EM18-OR and EM18-code: 2e-7",
+    )
 
 
 class Protocol(Entry):

@@ -17,6 +17,7 @@ from capsrepro.data.batches import Batch
 from capsrepro.models.convolution import set_reduced_convolutions
 from capsrepro.models.predictions import correct
 from capsrepro.schema.params import Recipe
+from capsrepro.training.schedules import learning_rate, spread_margin
 from capsrepro.training.state import REPLAY_STEPS, TrainingState
 
 # A non-finite loss is looked for this often: asking at every step would stall a GPU.
@@ -58,16 +59,17 @@ class Watcher(Protocol):
         """After every epoch, with its entry of the history."""
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Continuous exponential decay with a floor (authors' code of DR17, HParams)."""
-    decayed = recipe.learning_rate * recipe.decay_rate ** (step / recipe.decay_steps)
-    return max(float(decayed), recipe.learning_rate_floor)
-
-
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Adam over all parameters of the model."""
+    """Adam over all parameters of the model; kernels and transforms alone decay."""
+    decaying: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in model.parameters():
+        decaying[recipe.weight_decay > 0 and parameter.ndim > 1].append(parameter)
     return torch.optim.Adam(
-        model.parameters(),
+        [
+            {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
+            for decays, parameters in decaying.items()
+            if parameters
+        ],
         lr=recipe.learning_rate,
         betas=recipe.adam_betas,
         eps=recipe.adam_epsilon,
@@ -149,6 +151,8 @@ def train(
     while state.step < recipe.steps:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, state.step)
+        if (margin := spread_margin(recipe, state.step)) is not None:
+            state.model.margin.fill_(margin)  # type: ignore[operator]
         loss = train_step(state, stream.batch(state.step))
         state.step += 1
         state.wall_time_s = time.perf_counter() - started

@@ -40,6 +40,7 @@ CAPSNETS = {
     "mnist/capsnet-r3": (6_804_224, 0, 1152),
     "mnist/capsnet-r1-recon": (8_215_568, 1_411_344, 1152),
     "mnist/capsnet-r3-recon": (8_215_568, 1_411_344, 1152),
+    "mnist/capsnet-r10-recon": (8_215_568, 1_411_344, 1152),
     "mnist/capsnet-r1-code": (6_804_224 + 160, 0, 1152),
     "mnist/capsnet-r3-code": (6_804_224 + 160, 0, 1152),
     "mnist/capsnet-r1-recon-code": (8_215_568 + 160, 1_411_344, 1152),

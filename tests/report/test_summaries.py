@@ -125,6 +125,15 @@ def test_evaluations_join_their_run(params: Params, trained: MakeAll, attacked: 
     assert group.test_images({"attack": "none of ours"}) == 10_000
 
 
+def test_a_split_of_another_name_has_a_size_of_its_own(params: Params, trained: MakeAll) -> None:
+    more = {"affnist_accuracy_pct": 79.0, "affnist_images": 320_000.0}
+    group = found(
+        group_records(trained("cnn-baseline", [0.8], metrics=more), params), "mnist/cnn-baseline"
+    )
+    assert group.test_images(metric="affnist_accuracy_pct") == 320_000
+    assert group.test_images() == group.test_images(metric="accuracy_pct") == 10_000
+
+
 def test_a_condition_without_epsilon_asks_for_every_attack(
     params: Params, trained: MakeAll, attacked: Make
 ) -> None:

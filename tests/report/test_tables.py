@@ -223,6 +223,17 @@ def test_uncommitted_code_is_told(trained: MakeAll, params: Params) -> None:
     assert "capsnet-r3-recon: run from uncommitted code: seed 0." in table.notes
 
 
+def test_of_two_attacks_that_is_shown_which_most_seeds_went_through(
+    trained: MakeAll, attacked: Make, params: Params
+) -> None:
+    one, *two = trained("capsnet-r3-recon", [0.25, 0.26, 0.25])
+    before = attacked(one, {0.1: 90.0}, loss="cross-entropy")
+    after = [attacked(run, {0.1: 60.0}) for run in two]
+    (table,) = all_tables([one, *two, before, *after], [], params)["mnist"]
+    row = {c.key: cell.text for c, cell in zip(table.columns, table.rows[2], strict=True)}
+    assert row["fgsm_0.1_accuracy_pct"] == "60.0 ± 0.0"
+
+
 def test_every_plus_minus_is_named(
     records: list[Record], claims: list[Claim], params: Params
 ) -> None:

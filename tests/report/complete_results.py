@@ -1,0 +1,241 @@
+"""A results folder in which every run of some protocols is done, with the files beside records.
+
+Put together by the code's own `make_record`, of numbers that are made up: only what they are named
+and how many there are is meant to be true.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capsrepro.config import RunSpec, requested_runs
+from capsrepro.evaluation.reconstruction import PERTURBATIONS
+from capsrepro.evaluation.routing_dynamics import MEASURED
+from capsrepro.files import digest, sha256_of_file
+from capsrepro.records import HISTORY, Code, Cost, Environment, Record, write_record
+from capsrepro.running.assembly import measured_splits
+from capsrepro.running.evaluations import ATTACKS, evaluation_document
+from capsrepro.running.experiment import KIND
+from capsrepro.running.recording import make_record
+from capsrepro.running.weights import NAME as WEIGHTS
+from capsrepro.schema.params import Params
+
+ROOT = Path(__file__).parents[2]
+Arrays = dict[str, NDArray[Any]]
+
+ITEMS = {"cifar10": 50_000, "svhn": 73_257, "smallnorb": 24_300}
+"""Images per epoch; 60,000 in all others."""
+TEST_IMAGES = {"affnist": 320_000, "svhn": 26_032, "smallnorb": 24_300}
+"""10,000 in all others."""
+PARAMETERS = {
+    "mnist/cnn-baseline": 35_445_522,
+    "mnist/capsnet-r3": 6_804_224,
+    "mnist/capsnet-r3-recon": 8_215_568,
+    "multimnist/cnn-baseline": 24_563_978,
+    "multimnist/capsnet-r3-recon": 11_361_808,
+}
+STOPPED_AT = 4_000
+"""Step at which a rule ends the training."""
+
+_CODE = Code(git_commit="c" * 40, git_dirty=False, science_digest="f" * 64)
+_ENVIRONMENT = Environment(
+    versions={}, platform="", device="", threads=1, precision="float32", deterministic=True
+)
+_COST = Cost(wall_time_s=1, images_per_s=1, peak_memory_mib=1, energy_j=None, sessions=1)
+
+
+def write_complete(results: Path, params: Params, claimed: Collection[str]) -> None:
+    """Every run of the protocols judged as these, their evaluations, and the manifests of data."""
+    for manifest in (ROOT / "results/datasets").glob("*.json"):
+        (results / "datasets").mkdir(parents=True, exist_ok=True)
+        shutil.copy(manifest, results / "datasets")
+    for spec in requested_runs(params):
+        if spec.protocol.judged_as in claimed:
+            write_run(results, spec)
+
+
+def write_run(results: Path, spec: RunSpec) -> Record:
+    """The record of a run, its history, and all that its protocol asks to be evaluated."""
+    chance = random.Random(spec.name)
+    entries = list(history(spec, chance))
+    metrics = tested(spec, chance) | {
+        "train_loss": entries[-1]["train_loss"],
+        "train_error_pct": entries[-1]["train_error_pct"],
+        "parameters": float(PARAMETERS.get(f"{spec.protocol.models}/{spec.model_name}", 1)),
+    }
+    first_losses = [0.025 + chance.gauss(0, 1e-4) for _ in range(20)]
+    trained = train(results, spec, entries, first_losses, metrics)
+    for kind in evaluated(spec):
+        folder = results / "runs" / spec.name
+        write_record(folder, evaluate(folder, spec, kind, trained, chance))
+    return trained
+
+
+def train(
+    results: Path,
+    spec: RunSpec,
+    entries: Sequence[Mapping[str, float]],
+    first_losses: Sequence[float] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> Record:
+    """The record of a run with its history beside it."""
+    folder = results / "runs" / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (folder / HISTORY).write_text(text, encoding="utf-8")
+    found = record(
+        spec,
+        KIND,
+        steps=int(entries[-1]["step"]),
+        outputs={WEIGHTS: digest(spec.name), HISTORY: sha256_of_file(folder / HISTORY)},
+        metrics=metrics or {},
+        curves={"first_losses": list(first_losses)},
+    )
+    write_record(folder, found)
+    return found
+
+
+def record(spec: RunSpec, kind: str, *, steps: int, **found: Any) -> Record:
+    """What `capsrepro run` or an evaluation would put together."""
+    document = spec.document() if kind == KIND else evaluation_document(spec, kind)
+    fields: dict[str, Any] = {"inputs": {}, "outputs": {}, "curves": {}, "failure": None, **found}
+    manifest: Any = {"name": spec.protocol.dataset, "digest": "d" * 64}
+    return make_record(
+        spec,
+        kind,
+        code=_CODE,
+        environment=_ENVIRONMENT,
+        manifest=manifest,
+        specification=document,
+        spec_digest=digest(document),
+        steps=steps,
+        cost=_COST,
+        **fields,
+    )
+
+
+def tested(spec: RunSpec, chance: random.Random) -> dict[str, float]:
+    """As `experiment._measure` names it: the metric of each split, its errors and images."""
+    found: dict[str, float] = {}
+    for split, metric in measured_splits(spec).items():
+        images = TEST_IMAGES.get(spec.protocol.dataset, 10_000) if split == "test" else 10_000
+        errors = 30 + chance.randrange(10)
+        stem = metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")
+        error_pct = 100 * errors / images
+        found[metric] = error_pct if metric.endswith("_error_pct") else 100 - error_pct
+        found |= {f"{stem}_errors": float(errors), f"{stem}_images": float(images)}
+    return found
+
+
+def history(spec: RunSpec, chance: random.Random) -> Iterator[dict[str, float]]:
+    """As the loop closes epochs: where a batch spans two, the first ends with it."""
+    recipe = spec.protocol.recipe
+    items = ITEMS.get(spec.protocol.dataset, 60_000) - recipe.validation_images
+    steps = STOPPED_AT if recipe.stop else recipe.steps
+    epochs = (-(-k * items // recipe.batch_size) for k in itertools.count(1))
+    ends = [*itertools.takewhile(lambda step: step < steps, epochs), steps]
+    routing = spec.protocol.evaluations.routing
+    probed = routing.iterations if routing and spec.model_name in routing.models else 0
+    for step in ends:
+        entry = {
+            "step": step,
+            "epoch": step * recipe.batch_size / items,
+            "train_loss": chance.gauss(1, 0.01) / (40 + step),
+            "train_error_pct": 100 / (1 + step),
+            "margin_loss": 1 / (40 + step),
+            "learning_rate": 0.001,
+            "images_per_s": 300.0,
+        }
+        if getattr(spec.model, "decoder_widths", ()):
+            entry["reconstruction_sse"] = 40.0
+        if recipe.stop:
+            entry[f"{recipe.stop.split}_accuracy_pct"] = 99.0
+        for name in MEASURED:
+            values = {f"{name}_{i}": chance.random() * 10**-i for i in range(1, probed + 1)}
+            entry.update(values)
+        yield entry
+
+
+def evaluated(spec: RunSpec) -> list[str]:
+    """Kinds of evaluation that `dvc repro` makes of a run."""
+    kinds = [kind for kind in ATTACKS if getattr(spec.protocol.attacks, kind) is not None]
+    for kind, asked in spec.protocol.evaluations:
+        if asked is not None and spec.model_name in asked.models:
+            kinds.append(kind)
+    return kinds
+
+
+def evaluate(
+    folder: Path, spec: RunSpec, kind: str, trained: Record, chance: random.Random
+) -> Record:
+    """The record of an evaluation, with its arrays beside it."""
+    metrics, curves, arrays = found_by(kind, spec, trained, chance)
+    outputs = {}
+    if arrays:
+        np.savez_compressed(folder / f"{kind}.npz", **arrays)
+        outputs[f"{kind}.npz"] = sha256_of_file(folder / f"{kind}.npz")
+    return record(
+        spec,
+        kind,
+        steps=trained.budget.steps,
+        inputs={WEIGHTS: trained.outputs[WEIGHTS]},
+        outputs=outputs,
+        metrics=metrics,
+        curves=curves,
+    )
+
+
+def found_by(
+    kind: str, spec: RunSpec, trained: Record, chance: random.Random
+) -> tuple[dict[str, float], dict[str, list[float]], Arrays]:
+    """Metrics, curves and arrays of an evaluation."""
+    some = chance.random()
+    if kind == "fgsm":
+        curves = {"epsilon": [0.0, 8 / 255], "accuracy_pct": [99.0, 90 * some]}
+        return {"zero_gradient_pct": some, "test_images": 10_000.0}, curves, {}
+    if kind == "routing":
+        steps = range(1, 11)
+        curves = {name: [some * 10**-i for i in steps] for name in MEASURED}
+        return {}, {"iteration": [float(step) for step in steps], **curves}, {}
+    if kind == "overlap":
+        names = ("test_error_pct", "label_error_pct", "both_wrong_pct", "separate_second_length")
+        names += ("crowded_top1_pct", "crowded_length", "crowded_second_length")
+        again = {"test_error_pct": trained.metrics["test_error_pct"]}
+        groups = ("overlap_from", "overlap_to", "composites", "error_pct")
+        return dict.fromkeys(names, some) | again, {name: [0.0, 0.1] for name in groups}, {}
+    if kind == "scores":
+        labels = np.arange(10_000, dtype=np.uint8)[:, None] % 10
+        scores = (np.arange(10) == labels).astype(np.float16)
+        names = ("test_error_pct", "test_errors", "test_images")
+        metrics = {name: trained.metrics[name] for name in names}
+        return metrics | {"tied_images": 0.0}, {}, {"scores": scores, "labels": labels}
+    assert kind == "reconstruct"
+    names = ("digit_sse", "target_energy", "present_energy", "absent_energy", "absent_energy_pct")
+    asked = spec.protocol.evaluations.reconstruct
+    if asked and asked.perturbed_digits:
+        names += tuple(f"width_r2_{x}" for x in WIDTHS)
+        return dict.fromkeys(names, some), {}, perturbed(asked.perturbed_digits)
+    names += ("segmentation_iou", "segmentation_iou_found")
+    return dict.fromkeys(names, some), {}, {"labels": np.zeros((20, 2), np.uint8)}
+
+
+WIDTHS = ("best_dimension", "best_dimension_lowest", "all_dimensions")
+
+
+def perturbed(digits: tuple[int, ...]) -> Arrays:
+    """Pictures of 28×28 in which dimension 0 alone widens a bar, a column with every step."""
+    pictures = np.zeros((len(digits), 16, len(PERTURBATIONS), 1, 28, 28), np.uint8)
+    pictures[..., 8:20, 8:12] = 255
+    for step in range(len(PERTURBATIONS)):
+        pictures[:, 0, step, :, 8:20, 8 : 12 + step] = 255
+    labels = np.array(digits, np.uint8)
+    return {"perturbed": pictures, "perturbed_labels": labels}
