@@ -37,6 +37,7 @@ class RunSpec:
         protocol: Its resolved protocol.
         model: Its resolved model.
         dataset_parameters: How its data set is prepared.
+        reference: The run whose accuracy ends the training of this one; mostly none.
     """
 
     protocol_name: str
@@ -45,6 +46,7 @@ class RunSpec:
     protocol: Protocol
     model: ModelSpec
     dataset_parameters: dict[str, int | float | str]
+    reference: RunSpec | None = None
 
     @property
     def name(self) -> str:
@@ -62,6 +64,7 @@ class RunSpec:
             "full_steps": self.protocol.full_steps,
             "seed": self.seed,
             **({"measured": measured} if (measured := self.protocol.measured) else {}),
+            **({"test_images": count} if (count := self.protocol.test_images) else {}),
         }
 
     @property
@@ -179,9 +182,13 @@ def _check_names(params: Params, text: str, path: Path) -> None:
         ]
         models = params.models.get(protocol.models, {})
         named += [("run_models", model, models) for model in protocol.run_models]
+        stop = protocol.recipe.stop
+        if stop is not None and stop.accuracy_of is not None:
+            named.append(("recipe.stop.accuracy_of", stop.accuracy_of, models))
+            named.append(("recipe.stop.split", stop.split, protocol.measured or ["test"]))
         for key, value, known in named:
             if value not in known:
-                line = _line_of(text, ["protocols", name, key])
+                line = _line_of(text, ["protocols", name, *key.split(".")])
                 raise UsageError(
                     f"{path}, line {line}: protocols.{name}.{key} names {value}, "
                     f"which is not defined; known: {', '.join(known)}."
@@ -242,13 +249,29 @@ def resolve_run(params: Params, run: str) -> RunSpec:
             f"unknown model {model_name!r} in {run!r}; "
             f"protocol {protocol_name} has {', '.join(models)}."
         )
+    return _run_of(params, protocol_name, protocol, model_name, int(match["seed"]))
+
+
+def _run_of(
+    params: Params, protocol_name: str, protocol: Protocol, model_name: str, seed: int
+) -> RunSpec:
+    """A run with the one that it is matched to; that one's own training ends by no rule."""
+    stop = protocol.recipe.stop
+    others = stop.accuracy_of if stop is not None else None
+    reference = None
+    if others == model_name:
+        recipe = protocol.recipe.model_copy(update={"stop": None})
+        protocol = protocol.model_copy(update={"recipe": recipe})
+    elif others is not None:
+        reference = _run_of(params, protocol_name, protocol, others, seed)
     return RunSpec(
         protocol_name,
         model_name,
-        int(match["seed"]),
+        seed,
         protocol,
-        models[model_name],
+        params.models[protocol.models][model_name],
         params.datasets[protocol.dataset],
+        reference,
     )
 
 

@@ -19,6 +19,8 @@ from capsrepro.files import digest, has_sha256, write_json, write_text
 
 SCHEMA_VERSION: Literal[1] = 1
 HISTORY = "history.jsonl"
+MATCHED = "matched_accuracy_pct"
+"""Metric of a run that was matched to another: the accuracy that its training had to reach."""
 
 
 class _Part(BaseModel):

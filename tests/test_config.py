@@ -47,7 +47,7 @@ def with_line(number: int, text: str) -> list[str]:
 
 def test_shipped_file_is_whole():
     runs = requested_runs(PARAMS)
-    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 148
+    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 235
     assert all(resolve_run(PARAMS, run.name) == run for run in runs)
 
 
@@ -310,7 +310,7 @@ def test_epsilon_is_exact_and_written_as_it_is_known(tmp_path):
 
 def test_short_mnist_is_mnist_at_every_share_of_the_budget():
     pytest.importorskip("torch")
-    from capsrepro.training.schedules import learning_rate
+    from capsrepro.training.optimisation import learning_rate
 
     full, short = PARAMS.protocols["mnist"], PARAMS.protocols["mnist-short"]
     same = {"steps": 1, "decay_steps": 1, "precision": "float32"}
@@ -347,10 +347,14 @@ LATER = {
     "fgsm": None,
     "validation_images": 0,
     "stop": None,
+    "accuracy_pct": None,
+    "accuracy_of": None,
+    "every_epochs": 1,
     "margin": None,
     "weight_decay": 0,
     "assignment": "sum",
     "measured": {},
+    "test_images": None,
     "reconstruct": None,
     "overlap": None,
     "scores": None,

@@ -1,4 +1,4 @@
-"""`capsrepro attack`, `reconstruct`, `overlap`, `routing`, `scores`: what needs a trained model."""
+"""`capsrepro attack`, `reconstruct`, `overlap` and the like: what needs a trained model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def attack(kind: str, run_name: str, device: str | None, threads: int | None) ->
     """
     die_with_parent()
     project, spec = resolve(run_name, device, threads)
-    from capsrepro.running.evaluations import ATTACKS, run_evaluation
+    from capsrepro.running.evaluations import run_evaluation
+    from capsrepro.running.measures import ATTACKS
 
     if kind not in ATTACKS:
         raise UsageError(f"unknown attack {kind!r}; choose one of {', '.join(ATTACKS)}.")
@@ -92,4 +93,14 @@ scores = _evaluation(
     "scores",
     "Keep the class scores of every test image, for the ensemble of all seeds.",
     "cifar10/capsnet-r3-recon/seed-0",
+)
+votes = _evaluation(
+    "votes",
+    "Measure how far votes lie from the class capsules at each iteration of EM routing.",
+    "matcaps-mnist-short/matcaps-small-em3/seed-0",
+)
+crops = _evaluation(
+    "crops",
+    "Measure the error when several crops of every test image are classified together.",
+    "matcaps-smallnorb/matcaps-em3/seed-0",
 )

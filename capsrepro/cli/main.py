@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "overlap": ("capsrepro.cli.evaluations:overlap", "Two digits in one image, by overlap."),
     "routing": ("capsrepro.cli.evaluations:routing", "What routing changes per iteration."),
     "scores": ("capsrepro.cli.evaluations:scores", "Class scores, for an ensemble of seeds."),
+    "votes": ("capsrepro.cli.evaluations:votes", "Distances of votes in EM routing."),
+    "crops": ("capsrepro.cli.evaluations:crops", "Test error over several crops."),
     "verify": ("capsrepro.cli.runs:verify", "Replay a recorded run and compare."),
     "pending": ("capsrepro.cli.state:pending", "List the runs that no current record has."),
     "export": ("capsrepro.cli.bundles:export_", "Records and histories of runs into one file."),

@@ -11,6 +11,7 @@ from capsrepro.data import (
     mnist,
     multimnist,
     smallnorb,
+    solids,
     svhn,
 )
 from capsrepro.data.dataset import Dataset
@@ -29,4 +30,7 @@ DATASETS: dict[str, Dataset] = {
     "smallnorb": smallnorb.DATASET,
     "smallnorb-azimuth": smallnorb.AZIMUTH,
     "smallnorb-elevation": smallnorb.ELEVATION,
+    "solids": solids.DATASET,
+    "solids-azimuth": solids.AZIMUTH,
+    "solids-elevation": solids.ELEVATION,
 }

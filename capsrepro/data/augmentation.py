@@ -125,25 +125,39 @@ def augment(images_BCHW: Tensor, operations: Sequence[Operation], numbers_B: Ten
     return images_BCHW
 
 
-def central(images_BCHW: Tensor, operations: Sequence[Operation]) -> Tensor:
+def central(
+    images_BCHW: Tensor, operations: Sequence[Operation], offset_px: tuple[int, int] = (0, 0)
+) -> Tensor:
     """Apply what is left of the operations at test time: central crops and standardisation.
 
     Args:
         images_BCHW: float32 in [0, 1].
         operations: Those of the training.
+        offset_px: How far below and right of the centre to crop, in pixels.
 
     Returns:
         float32, shape (B, C, R, S).
+
+    Raises:
+        ValueError: There is no crop to move, or it would leave the image.
     """
+    if any(offset_px) and not any(isinstance(operation, Crop) for operation in operations):
+        raise ValueError("they are not cropped")
     for operation in operations:
         if isinstance(operation, Crop):
-            H, W = images_BCHW.shape[2:]
-            size = operation.size_px
-            top, left = (H - size) // 2, (W - size) // 2
-            images_BCHW = images_BCHW[:, :, top : top + size, left : left + size].contiguous()
+            images_BCHW = _cut(images_BCHW, operation.size_px, offset_px)
         elif isinstance(operation, Standardise):
             images_BCHW = _standardise(images_BCHW)
     return images_BCHW
+
+
+def _cut(images_BCHW: Tensor, size: int, offset_px: tuple[int, int]) -> Tensor:
+    """The window at this offset from the central one."""
+    H, W = images_BCHW.shape[2:]
+    top, left = (H - size) // 2 + offset_px[0], (W - size) // 2 + offset_px[1]
+    if not (0 <= top <= H - size and 0 <= left <= W - size):
+        raise ValueError(f"no window of {size} pixels lies {offset_px} off the centre of {H}×{W}")
+    return images_BCHW[:, :, top : top + size, left : left + size].contiguous()
 
 
 def seen_shape(

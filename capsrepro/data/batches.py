@@ -119,6 +119,7 @@ class EvaluationSplit:
         count: Images to take; all items once when None. Composites beyond the first N are those
             of the next epochs: each item's next partner.
         shift_px: Largest shift; each image has its own, drawn once and for all. Mostly 0.
+        offset_px: How far below and right of the centre images are cropped. Mostly 0, 0.
     """
 
     def __init__(
@@ -129,12 +130,25 @@ class EvaluationSplit:
         operations: Sequence[Operation] = (),
         count: int | None = None,
         shift_px: int = 0,
+        offset_px: tuple[int, int] = (0, 0),
     ) -> None:
         self.examples = examples
         self.batch_size = batch_size
         self.operations = operations
         self.shift_px = shift_px
+        self.offset_px = offset_px
         self.items = examples.items if count is None else count
+
+    def moved(self, offset_px: tuple[int, int]) -> EvaluationSplit:
+        """The same images, cropped elsewhere."""
+        return EvaluationSplit(
+            self.examples,
+            batch_size=self.batch_size,
+            operations=self.operations,
+            count=self.items,
+            shift_px=self.shift_px,
+            offset_px=offset_px,
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches once; the last one may be smaller."""
@@ -144,6 +158,6 @@ class EvaluationSplit:
             N = self.examples.items
             drawn = self.examples.draw(places % N, places // N)
             placed = shift(drawn.images, self.shift_px, mix_counters(_PLACES_SEED, 0, places))
-            images = central(_unit(placed), self.operations)
+            images = central(_unit(placed), self.operations, self.offset_px)
             targets = images.unsqueeze(1) if drawn.targets is None else _unit(drawn.targets)
             yield Batch(images, drawn.labels, targets)

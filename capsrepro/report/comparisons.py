@@ -66,10 +66,9 @@ def _reductions(
 def _opponent_errors(
     group: Group, error: str, against: Fact | None, groups: Sequence[Group]
 ) -> dict[int, float]:
-    """Errors of the model of that name: what is asked for today and of one reading comes first."""
+    """Errors of the model of that name; those that are superseded stand behind the others."""
     about = (group.protocol, group.version, against)
     same = [other for other in groups if (other.protocol, other.version, other.stands_for) == about]
-    same.sort(key=lambda other: (other.superseded is not None, other.reading != group.reading))
     return next((errors for other in same if (errors := other.values(error))), {})
 
 
@@ -90,5 +89,5 @@ def _matched(group: Group, groups: Sequence[Group], params: Params) -> Group:
         now = {seed: 100 - error for seed, error in now.items()}
     if all(now.get(seed) == accuracy for seed, accuracy in matched.items()):
         return group
-    reason = f"{rule.accuracy_of}, to whose accuracy it was trained, has been run anew"
+    reason = f"the accuracy of {rule.accuracy_of}, to which it was trained, is another now"
     return replace(group, superseded=reason)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from capsrepro.claims import Claim
 from capsrepro.records import Record
+from capsrepro.report.comparisons import with_comparisons
 from capsrepro.report.drawn_widths import with_drawn_widths
 from capsrepro.report.ensembles import with_ensembles
 from capsrepro.report.histories import with_histories
@@ -31,7 +32,7 @@ def gather(
     Raises:
         CapsreproError: A file that a record speaks of is missing or damaged.
     """
-    groups = group_records(records, params)
+    groups = with_comparisons(group_records(records, params), claims, params)
     if results is None:
         return groups
     groups = with_histories(groups, claims, results)

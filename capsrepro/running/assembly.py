@@ -15,7 +15,7 @@ from capsrepro.data.batches import EvaluationSplit, TrainingStream
 from capsrepro.data.loading import load_examples
 from capsrepro.data.preparation import find_dataset, prepare_dataset
 from capsrepro.data.prepared import Manifest
-from capsrepro.errors import CapsreproError
+from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.models import MODELS
 from capsrepro.project import Project
 from capsrepro.training import loop, state
@@ -85,18 +85,30 @@ def training_stream(project: Project, spec: RunSpec, device: torch.device) -> Tr
 
 
 def evaluation_split(
-    project: Project, spec: RunSpec, split: str, device: torch.device
+    project: Project, spec: RunSpec, split: str, device: torch.device, count: int | None = None
 ) -> EvaluationSplit:
     """A split of a run's data set as it is evaluated; `validation` is the held-out images.
 
+    Of composites there are as many as `count` asks for; every item once when it is None.
+
     Where the training stops by a rule on the held-out images, each has its own fixed shift, like
     the test images of the paper's rule.
+
+    Raises:
+        UsageError: A count is asked for, but the split has single images.
     """
     recipe = spec.protocol.recipe
     name, operations = spec.protocol.dataset, recipe.operations
     if split != "validation":
         examples = load_examples(name, split, project.data, device)
-        return EvaluationSplit(examples, batch_size=_EVALUATION_BATCH, operations=operations)
+        if count is not None and not examples.has_targets:
+            raise UsageError(
+                f"protocols.{spec.protocol_name}.test_images asks for {count:,} composites, but "
+                f"{name} has single images; remove the key from params.yaml."
+            )
+        return EvaluationSplit(
+            examples, batch_size=_EVALUATION_BATCH, operations=operations, count=count
+        )
     held_out = load_examples(name, "train", project.data, device, end=recipe.validation_images)
     return EvaluationSplit(
         held_out,

@@ -4,109 +4,23 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from capsrepro.config import RunSpec
-from capsrepro.data.batches import EvaluationSplit
 from capsrepro.errors import CapsreproError, UsageError
-from capsrepro.evaluation.digit_width import measure_width
-from capsrepro.evaluation.overlap import measure_crowding, measure_overlap, measure_segmentation
-from capsrepro.evaluation.reconstruction import (
-    draw_examples,
-    draw_perturbations,
-    measure_reconstruction,
-)
-from capsrepro.evaluation.robustness import attacked_loss, measure_fgsm
-from capsrepro.evaluation.routing_dynamics import measure_routing
-from capsrepro.evaluation.scores import measure_scores
+from capsrepro.evaluation.robustness import attacked_loss
 from capsrepro.files import digest, has_sha256, sha256_of_file, write_atomically
 from capsrepro.project import Project
 from capsrepro.records import Cost, Record, find_record, record_path, stale_reason
 from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
 from capsrepro.running.experiment import Outcome, current_record
+from capsrepro.running.measures import ATTACKS, EVALUATIONS, Measured, measure
 from capsrepro.training import state
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What an evaluation found.
-
-    Attributes:
-        metrics: Numbers by name.
-        curves: Equally long lists by name.
-        arrays: Pictures to draw figures from, or scores, kept beside the record; mostly none.
-    """
-
-    metrics: dict[str, float]
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-
-def _fgsm(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
-    epsilons = [float(Fraction(epsilon)) for epsilon in settings["epsilons"]]
-    return Measured(*measure_fgsm(model, split, epsilons, settings["loss"]))
-
-
-def _reconstruct(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
-    metrics = measure_reconstruction(model, split)
-    examples = draw_examples(model, split, settings["examples_right"], settings["examples_wrong"])
-    digits = settings["perturbed_digits"]
-    if not digits:
-        return Measured(metrics | measure_segmentation(model, split), arrays=examples)
-    perturbed = draw_perturbations(model, split, digits)
-    return Measured(metrics | measure_width(model, split), arrays={**examples, **perturbed})
-
-
-def _overlap(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
-    metrics, curves = measure_overlap(model, split)
-    return Measured(metrics | measure_crowding(model, split), curves)
-
-
-def _routing(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
-    part = EvaluationSplit(
-        split.examples,
-        batch_size=100,  # all votes of a batch are written out
-        operations=split.operations,
-        count=min(settings["images"], split.items),
-    )
-    return Measured({}, measure_routing(model, part, settings["iterations"]))
-
-
-def _scores(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
-    metrics, arrays = measure_scores(model, split)
-    return Measured(metrics, arrays=arrays)
-
-
-Measure = Callable[[nn.Module, EvaluationSplit, Mapping[str, Any]], Measured]
-
-EVALUATIONS: dict[str, Measure] = {
-    "fgsm": _fgsm,
-    "reconstruct": _reconstruct,
-    "overlap": _overlap,
-    "routing": _routing,
-    "scores": _scores,
-}
-
-
-ATTACKS = ("fgsm",)
-"""Those that are attacks: their settings stand under `attacks`, the others' under `evaluations`."""
-
-
-# What a kind cannot do without, in words and as the model's attribute. Scores are lengths: what
-# other networks give is of another scale, and summing it would be another ensemble.
-_NEEDED = {
-    "reconstruct": ("decoder", "decoder"),
-    "routing": ("routing", "transforms_KEID"),
-    "scores": ("class capsules", "transforms_KEID"),
-}
 
 
 def evaluation_document(spec: RunSpec, kind: str) -> dict[str, Any]:
@@ -219,9 +133,9 @@ def _evaluate_and_record(
         weights.load_weights(model, project.checkpoint_folder(spec.name), trained)
         split = assembly.evaluation_split(project, spec, "test", device)
         settings = document["attack" if kind in ATTACKS else "evaluation"]
-        measured = _measure(model, spec, split, kind, settings)
+        measured = measure(model, spec.model_name, split, kind, settings)
         _check_same_test(trained, measured)
-        images = split.items * len(settings.get("epsilons", [0]))
+        images = split.items * measured.passes
     seconds = time.perf_counter() - started
     return recording.make_record(
         spec,
@@ -247,25 +161,14 @@ def _evaluate_and_record(
     )
 
 
-def _measure(
-    model: nn.Module, spec: RunSpec, split: EvaluationSplit, kind: str, settings: Mapping[str, Any]
-) -> Measured:
-    what, needed = _NEEDED.get(kind, ("", ""))
-    if needed and getattr(model, needed, None) is None:
-        raise CapsreproError(
-            f"model {spec.model_name} has no {what}, so `{kind}` has nothing to show; "
-            "choose a run of another model."
-        )
-    return EVALUATIONS[kind](model, split, settings)
-
-
 def _check_same_test(trained: Record, measured: Measured) -> None:
     """An evaluation that counts the test errors again must find those of the run.
 
     Scores are kept rounded, so images whose best classes became equal may be counted otherwise.
     """
-    own, again = (metrics.get("test_errors") for metrics in (trained.metrics, measured.metrics))
-    tied = measured.metrics.get("tied_images", 0)
+    own, found = trained.metrics.get("test_errors"), measured.metrics
+    again = found.get("central_errors", found.get("test_errors"))
+    tied = found.get("tied_images", 0)
     if own is not None and again is not None and abs(again - own) > tied:
         raise CapsreproError(
             f"{trained.run} makes {again:g} errors here where its record has {own:g}, and rounding "

@@ -22,18 +22,20 @@ from capsrepro.records import (
     Record,
     find_record,
     record_path,
-    stale_reason,
 )
 from capsrepro.running import (
     assembly,
     control,
+    matching,
     mlflow_sink,
     probes,
     provenance,
     recording,
     weights,
 )
+from capsrepro.schema.params import StopRule
 from capsrepro.training import loop, state
+from capsrepro.training.optimisation import make_optimizer
 
 KIND = "train"
 
@@ -63,10 +65,17 @@ def manifest_here(project: Project, spec: RunSpec) -> Manifest | None:
 
 def current_record(project: Project, spec: RunSpec) -> tuple[Record | None, str | None]:
     """The train record of a run and why it is not current (None when it is)."""
-    record = find_record(project.run_folder(spec.name), KIND)
+    find, data_digest = _finder(project), _data_digest(project, spec)
+    return find(spec.name), matching.why_stale(spec, data_digest, find)
+
+
+def _finder(project: Project) -> matching.Find:
+    return lambda run: find_record(project.run_folder(run), KIND)
+
+
+def _data_digest(project: Project, spec: RunSpec) -> str | None:
     manifest = manifest_here(project, spec)
-    data_digest = manifest["digest"] if manifest else None
-    return record, stale_reason(record, spec.digest, data_digest, spec.protocol.version)
+    return manifest["digest"] if manifest else None
 
 
 class _Watcher:
@@ -112,8 +121,9 @@ def run_experiment(
         The record and whether anything had to be done.
 
     Raises:
-        CapsreproError: Another process runs it, data cannot be had, memory runs out, or a signal
-            came (`InterruptedRunError`, with a checkpoint saved).
+        CapsreproError: Another process runs it, the run that it is matched to has no accuracy,
+            data cannot be had, memory runs out, or a signal came (`InterruptedRunError`, with a
+            checkpoint saved).
     """
     folder = project.checkpoint_folder(spec.name)
     with control.exclusive(folder, spec.name):
@@ -124,14 +134,19 @@ def run_experiment(
             recording.refresh_index(project)
             return Outcome(current, path, done=False)
         # All that can be known to fail is tried before anything is downloaded.
+        rule = matching.settle(spec, _data_digest(project, spec), _finder(project))
         device = state.choose_device(project.device)
         check_writable(project.run_folder(spec.name))
         with control.explained(spec.name, str(device)):
-            return _train_and_record(project, spec, device, checkpoint_every)
+            return _train_and_record(project, spec, rule, device, checkpoint_every)
 
 
 def _train_and_record(
-    project: Project, spec: RunSpec, device: torch.device, checkpoint_every: int
+    project: Project,
+    spec: RunSpec,
+    rule: StopRule | None,
+    device: torch.device,
+    checkpoint_every: int,
 ) -> Outcome:
     # Described now: the files may be edited while the run trains.
     code = provenance.describe_code(project.root)
@@ -142,18 +157,18 @@ def _train_and_record(
     if manifest_here(project, spec) is None:
         assembly.try_step(model, spec, device)
     manifest = assembly.prepare_data(project, spec)
-    training = state.TrainingState(model, loop.make_optimizer(model, spec.protocol.recipe))
+    training = state.TrainingState(model, make_optimizer(model, spec.protocol.recipe))
     # A checkpoint of another program, data set or machine would make a record of mixed origin.
     origin = [spec.digest, code.science_digest, manifest["digest"], environment.model_dump()]
-    key = digest(origin)
+    metrics = matching.matched_accuracy(rule)
+    key = digest([*origin, *metrics.values()])
     _resume(project, spec, training, key)
     energy_before = provenance.energy_j(device)
-    failure = _train(project, spec, training, checkpoint_every, key)
+    failure = _train(project, spec, rule, training, checkpoint_every, key)
     folder = project.checkpoint_folder(spec.name)
-    metrics: dict[str, float] = {}
     if failure is None:
         state.save_checkpoint(folder, training, key)
-        metrics = _measure(project, spec, training)
+        metrics |= _measure(project, spec, training)
     outputs = {weights.NAME: weights.save_weights(model, folder)}
     outputs |= _write_history(project.run_folder(spec.name), training)
     record = recording.make_record(
@@ -208,7 +223,12 @@ def _cost(spec: RunSpec, training: state.TrainingState, energy_before: float | N
 
 
 def _train(
-    project: Project, spec: RunSpec, training: state.TrainingState, checkpoint_every: int, key: str
+    project: Project,
+    spec: RunSpec,
+    rule: StopRule | None,
+    training: state.TrainingState,
+    checkpoint_every: int,
+    key: str,
 ) -> Failure | None:
     """Train to the end; a divergence is a result, a signal is an exception."""
     recipe = spec.protocol.recipe
@@ -219,8 +239,8 @@ def _train(
         watcher = _Watcher(folder, key, checkpoint_every, progress, sink, signals)
         try:
             stream = assembly.training_stream(project, spec, training.device)
-            probe = probes.epoch_probe(project, spec, training.device)
-            enough = probes.enough(spec)
+            probe = probes.epoch_probe(project, spec, training)
+            enough = probes.enough(rule)
             finished = loop.train(training, stream, recipe, watcher, probe, enough)
         except loop.DivergedError as error:
             return Failure(reason=f"{error}", step=error.step)
@@ -232,19 +252,18 @@ def _train(
             f"checkpoint is saved, run `capsrepro run {spec.name}` to resume.",
             signals.received,
         )
-    rule = recipe.stop
     if rule is not None and not enough(training.history[-1]):
-        return Failure(
-            reason=f"never reached an accuracy of {rule.accuracy_pct:g} % on {rule.split}",
-            step=training.step,
-        )
+        reason = f"never reached an accuracy of {rule.accuracy_pct:g} % on {rule.split}"
+        reason += f", that of {rule.accuracy_of}" if rule.accuracy_of else ""
+        return Failure(reason=reason, step=training.step)
     return None
 
 
 def _measure(project: Project, spec: RunSpec, training: state.TrainingState) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, metric in assembly.measured_splits(spec).items():
-        split = assembly.evaluation_split(project, spec, name, training.device)
+        count = spec.protocol.test_images if name == "test" else None
+        split = assembly.evaluation_split(project, spec, name, training.device, count)
         metrics |= _named(measure_accuracy(training.model, split), metric)
     last = training.history[-1]
     metrics |= {key: last[key] for key in ("train_loss", "train_error_pct")}

@@ -6,6 +6,8 @@ one without.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -14,16 +16,25 @@ from capsrepro.data.batches import EvaluationSplit
 from capsrepro.data.loading import load_examples
 from capsrepro.evaluation.accuracy import measure_accuracy
 from capsrepro.evaluation.routing_dynamics import measure_routing
+from capsrepro.evaluation.stability import measure_stability
+from capsrepro.models.matrix_capsules import MatrixCapsNet
 from capsrepro.project import Project
 from capsrepro.running import assembly
-from capsrepro.training import loop
+from capsrepro.schema.params import StopRule
+from capsrepro.training import loop, state
 
 _PROBED = 128
+_WATCHED = 16
+"""Images whose gradients are taken after every epoch: of the full network they need 1 GB."""
 
 
-def epoch_probe(project: Project, spec: RunSpec, device: torch.device) -> loop.Probe:
+def epoch_probe(project: Project, spec: RunSpec, training: state.TrainingState) -> loop.Probe:
     """All that a run's protocol wants to know after every epoch, for its history."""
-    probes = [*_validation(project, spec, device), *_routing(project, spec, device)]
+    probes = [
+        *_accuracies(project, spec, training),
+        *_routing(project, spec, training.device),
+        *_stability(project, spec, training.device),
+    ]
 
     def probe(model: nn.Module) -> dict[str, float]:
         return {name: value for part in probes for name, value in part(model).items()}
@@ -31,28 +42,33 @@ def epoch_probe(project: Project, spec: RunSpec, device: torch.device) -> loop.P
     return probe
 
 
-def enough(spec: RunSpec) -> loop.Enough:
-    """Whether an epoch's accuracy is what the recipe's stop rule waits for; never without one."""
-    rule = spec.protocol.recipe.stop
-    if rule is None:
+def enough(rule: StopRule | None) -> loop.Enough:
+    """Whether an epoch's accuracy is what a settled stop rule waits for; never without one."""
+    if rule is None or rule.accuracy_pct is None:
         return lambda entry: False
-    return lambda entry: entry[f"{rule.split}_accuracy_pct"] >= rule.accuracy_pct
+    name, wanted = f"{rule.split}_accuracy_pct", rule.accuracy_pct
+    return lambda entry: name in entry and entry[name] >= wanted
 
 
-def _validation(project: Project, spec: RunSpec, device: torch.device) -> list[loop.Probe]:
-    """Accuracy on the held-out images, and on whatever the stop rule looks at."""
+def _accuracies(project: Project, spec: RunSpec, training: state.TrainingState) -> list[loop.Probe]:
+    """Accuracy on the held-out images, and on what the stop rule looks at, as often as it does."""
     recipe = spec.protocol.recipe
-    splits = {"validation"} if recipe.validation_images else set()
+    every_epochs = {"validation": 1} if recipe.validation_images else {}
     if recipe.stop is not None:
-        splits.add(recipe.stop.split)
+        every_epochs[recipe.stop.split] = recipe.stop.every_epochs
 
-    def probe_of(name: str) -> loop.Probe:
-        split = assembly.evaluation_split(project, spec, name, device)
-        return lambda model: {
-            f"{name}_accuracy_pct": 100 - measure_accuracy(model, split)["test_error_pct"]
-        }
+    def probe_of(name: str, epochs: int) -> loop.Probe:
+        split = assembly.evaluation_split(project, spec, name, training.device)
 
-    return [probe_of(name) for name in sorted(splits)]
+        def probe(model: nn.Module) -> dict[str, float]:
+            # The history has this epoch already. Whatever comes last is looked at too.
+            if len(training.history) % epochs and training.step < recipe.steps:
+                return {}
+            return {f"{name}_accuracy_pct": 100 - measure_accuracy(model, split)["test_error_pct"]}
+
+        return probe
+
+    return [probe_of(name, epochs) for name, epochs in sorted(every_epochs.items())]
 
 
 def _routing(project: Project, spec: RunSpec, device: torch.device) -> list[loop.Probe]:
@@ -79,3 +95,18 @@ def _routing(project: Project, spec: RunSpec, device: torch.device) -> list[loop
         }
 
     return [probe]
+
+
+def _stability(project: Project, spec: RunSpec, device: torch.device) -> list[loop.Probe]:
+    """Variances, activations, assignments and gradients of a network that is routed by EM."""
+    if spec.model.family != "matrix-capsules":
+        return []
+    examples = load_examples(spec.protocol.dataset, "train", project.data, device)
+    split = EvaluationSplit(
+        examples,
+        batch_size=_WATCHED,
+        operations=spec.protocol.recipe.operations,
+        count=min(_WATCHED, examples.items),
+    )
+    (batch,) = split
+    return [lambda model: measure_stability(cast(MatrixCapsNet, model), batch)]

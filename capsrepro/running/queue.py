@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from statistics import median
 
 from capsrepro.config import RunSpec, requested_runs
 from capsrepro.project import Project
-from capsrepro.records import Record, read_records, stale_reason
+from capsrepro.records import Record, read_records
+from capsrepro.running.matching import why_stale
 from capsrepro.schema.params import Params
 
 
@@ -33,7 +34,7 @@ class Pending:
 
 
 def pending_runs(project: Project, params: Params, data_digests: dict[str, str]) -> list[Pending]:
-    """Every requested run without a current train record.
+    """Every requested run without a current train record, and what these are matched to first.
 
     Args:
         project: Where the records are.
@@ -41,13 +42,21 @@ def pending_runs(project: Project, params: Params, data_digests: dict[str, str])
         data_digests: Digest of each data set that is prepared here, by name.
     """
     known = {r.run: r for r in read_records(project.results) if r.kind == "train"}
-    pending = []
-    for spec in requested_runs(params):
-        data_digest = data_digests.get(spec.protocol.dataset)
-        reason = stale_reason(known.get(spec.name), spec.digest, data_digest, spec.protocol.version)
+    pending: dict[str, Pending] = {}
+    for spec in _references_first(requested_runs(params)):
+        reason = why_stale(spec, data_digests.get(spec.protocol.dataset), known.get)
         if reason is not None:
-            pending.append(Pending(spec.name, reason, _estimate(spec, known.values())))
-    return pending
+            cost_s = _estimate(spec, known.values())
+            pending.setdefault(spec.name, Pending(spec.name, reason, cost_s))
+    return list(pending.values())
+
+
+def _references_first(specs: Iterable[RunSpec]) -> Iterator[RunSpec]:
+    """Each run behind the one that it is matched to, which may come a second time."""
+    for spec in specs:
+        if spec.reference is not None:
+            yield spec.reference
+        yield spec
 
 
 def _estimate(spec: RunSpec, known: Iterable[Record]) -> float | None:

@@ -11,6 +11,7 @@ from capsrepro.project import Project
 from capsrepro.running import assembly, control, provenance
 from capsrepro.running.experiment import current_record
 from capsrepro.training import loop, state
+from capsrepro.training.optimisation import make_optimizer
 
 # Largest relative difference of a loss that is accepted on other hardware or another torch. Sums in
 # another order start at the precision's rounding error and grow with every step; a different
@@ -67,7 +68,7 @@ def replay(project: Project, spec: RunSpec) -> Replay:
     assembly.prepare_data(project, spec)
     model = assembly.build_model(spec, device)
     recipe = spec.protocol.recipe
-    training = state.TrainingState(model, loop.make_optimizer(model, recipe))
+    training = state.TrainingState(model, make_optimizer(model, recipe))
     stream = assembly.training_stream(project, spec, device)
     first = recipe.model_copy(update={"steps": len(recorded)})
     with control.explained(spec.name, str(device)):

@@ -1,15 +1,16 @@
 """What is measured on trained models: `attacks` and `evaluations` of a protocol in `params.yaml`.
 
-DR17 is Sabour et al. 2017 (arXiv 1710.09829v2).
+DR17 is Sabour et al. 2017 (arXiv 1710.09829v2), EM18 is Hinton et al. 2018 and EM18-code its
+authors' program.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from capsrepro.schema.base import Entry, Ratio
+from capsrepro.schema.base import Entry, Positive, Ratio
 
 
 class FGSMSpec(Entry):
@@ -59,6 +60,29 @@ class ScoresSpec(Entry):
     )
 
 
+class VotesSpec(Entry):
+    """How far votes lie from the class capsules at each iteration of EM routing (EM18 Fig. 2)."""
+
+    models: tuple[str, ...] = Field(description="those of `run_models` that `dvc repro` evaluates")
+    right: int = Field(ge=1, description="pictures of each class classified right")
+    wrong: int = Field(ge=1, description="pictures of each class classified wrong")
+    windows: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        min_length=1, description="distances up to which histograms go; EM18 Figs 2, B.2: 0.05, 60"
+    )
+    bins: int = Field(ge=1, description="of each histogram; EM18 does not say how many")
+
+
+class CropsSpec(Entry):
+    """Several crops of every test image, classified together (EM18 §5)."""
+
+    models: tuple[str, ...] = Field(description="those of `run_models` that `dvc repro` evaluates")
+    offsets_px: tuple[Positive, ...] = Field(
+        min_length=1,
+        description="crops besides the central one, four for each: pixels along both diagonals; "
+        "EM18 does not say, EM18-code 1, 2, 3",
+    )
+
+
 class Evaluations(Entry):
     """What else is measured on the trained models of a protocol."""
 
@@ -66,6 +90,8 @@ class Evaluations(Entry):
     overlap: OverlapSpec | None = Field(None, description="nothing when null")
     routing: RoutingSpec | None = Field(None, description="nothing when null")
     scores: ScoresSpec | None = Field(None, description="nothing when null")
+    votes: VotesSpec | None = Field(None, description="nothing when null")
+    crops: CropsSpec | None = Field(None, description="nothing when null")
 
 
 class Attacks(Entry):

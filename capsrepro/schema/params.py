@@ -106,6 +106,12 @@ class Protocol(Entry):
     measured: dict[str, str] = Field(
         {}, description="metric of each split to test on; the test error on `test` when left out"
     )
+    test_images: int | None = Field(
+        None,
+        gt=0,
+        description="composites of `test` to test on; each digit as base once when "
+        "null. DR17 §6: 10 million; DR17-code: 10,000",
+    )
     run_models: tuple[str, ...] = Field(description="models that `dvc repro` trains")
     run_seeds: tuple[int, ...] = Field(description="seeds of each; DR17 Table 1 used three")
     attacks: Attacks = Field(Attacks(), description="none when left out")

@@ -11,17 +11,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from capsrepro.data.batches import Batch
 from capsrepro.models.convolution import set_reduced_convolutions
 from capsrepro.models.predictions import correct
 from capsrepro.schema.params import Recipe
-from capsrepro.training.schedules import learning_rate, spread_margin
+from capsrepro.training.optimisation import learning_rate, spread_margin
 from capsrepro.training.state import REPLAY_STEPS, TrainingState
 
 # A non-finite loss is looked for this often: asking at every step would stall a GPU.
 _CHECK_EVERY = 50
+
+
+NON_FINITE = "non_finite_steps_pct"
+"""Share of an epoch's steps whose loss was not a finite number, in the history."""
 
 
 class Stream(Protocol):
@@ -59,23 +63,6 @@ class Watcher(Protocol):
         """After every epoch, with its entry of the history."""
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Adam over all parameters of the model; kernels and transforms alone decay."""
-    decaying: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
-        decaying[recipe.weight_decay > 0 and parameter.ndim > 1].append(parameter)
-    return torch.optim.Adam(
-        [
-            {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
-            for decays, parameters in decaying.items()
-            if parameters
-        ],
-        lr=recipe.learning_rate,
-        betas=recipe.adam_betas,
-        eps=recipe.adam_epsilon,
-    )
-
-
 def set_precision(model: nn.Module, precision: str) -> None:
     """Apply a named precision to convolutions alone: float32, tf32 (on a GPU) or bf16."""
     torch.set_float32_matmul_precision("highest")
@@ -96,7 +83,8 @@ def train_step(state: TrainingState, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         B = len(batch.images)
         wrong = B - correct(scores_BK, batch.labels).sum()
-        sums = {"train_loss": loss * B, "train_error_pct": 100.0 * wrong}
+        unusable = 100.0 * B * ~torch.isfinite(loss)
+        sums = {"train_loss": loss * B, "train_error_pct": 100.0 * wrong, NON_FINITE: unusable}
         sums |= {name: term * B for name, term in terms.items()}
         for name, value in sums.items():
             # float64, so that an epoch's sum is as exact as its parts.
@@ -151,8 +139,10 @@ def train(
     while state.step < recipe.steps:
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, state.step)
-        if (margin := spread_margin(recipe, state.step)) is not None:
-            state.model.margin.fill_(margin)  # type: ignore[operator]
+        margin = spread_margin(recipe, state.step)
+        # Baselines share the recipe, but have other losses.
+        if margin is not None and isinstance(here := getattr(state.model, "margin", None), Tensor):
+            here.fill_(margin)
         loss = train_step(state, stream.batch(state.step))
         state.step += 1
         state.wall_time_s = time.perf_counter() - started
@@ -160,7 +150,7 @@ def train(
             state.first_losses.append(float(loss))
         last = state.step == recipe.steps
         if (state.step % _CHECK_EVERY == 0 or last) and not math.isfinite(float(loss)):
-            raise DivergedError(state.step)
+            raise _diverged(state, state.step * stream.batch_size / stream.items)
         done = state.step * stream.batch_size
         if done % stream.items < stream.batch_size or last:
             seconds = time.perf_counter() - epoch_started
@@ -183,7 +173,7 @@ def _close_epoch(
     """Turn the totals into an entry of the history and start the next epoch."""
     entry = {name: float(total) / state.images for name, total in state.totals.items()}
     if not all(map(math.isfinite, entry.values())):
-        raise DivergedError(state.step)
+        raise _diverged(state, epoch)
     entry = {"step": state.step, "epoch": epoch} | entry
     entry |= {
         "learning_rate": learning_rate(recipe, state.step - 1),
@@ -192,3 +182,11 @@ def _close_epoch(
     state.history.append(entry)
     state.totals, state.images = {}, 0
     return entry
+
+
+def _diverged(state: TrainingState, epoch: float) -> DivergedError:
+    """The end of a run whose loss went away; what is finite of its last epoch stays on record."""
+    entry = {name: float(total) / state.images for name, total in state.totals.items()}
+    finite = {name: value for name, value in entry.items() if math.isfinite(value)}
+    state.history.append({"step": state.step, "epoch": epoch} | finite)
+    return DivergedError(state.step)

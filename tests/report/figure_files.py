@@ -23,7 +23,13 @@ from capsrepro.report.figures.archive import Archive, open_archive
 from capsrepro.report.figures.canvas import DPI, house_style
 from capsrepro.running.evaluations import evaluation_document
 from capsrepro.running.weights import NAME as WEIGHTS
-from capsrepro.schema.evaluations import Evaluations, OverlapSpec, ReconstructSpec, RoutingSpec
+from capsrepro.schema.evaluations import (
+    Evaluations,
+    OverlapSpec,
+    ReconstructSpec,
+    RoutingSpec,
+    VotesSpec,
+)
 from capsrepro.schema.params import Params
 
 Arrays = dict[str, NDArray[Any]]
@@ -36,8 +42,12 @@ _GRID = {
     "mnist-short": (3_000, "mnist"),
     "multimnist-short": (1_000, "multimnist"),
     "digits": (300_000, None),
+    "matcaps-mnist-short": (3_000, "mnist-2018"),
 }
 _MODELS = ("cnn-baseline", "capsnet-r1-recon", "capsnet-r3-recon")
+_MATCAPS = ("matcaps-small-em3", "matcaps-em3")
+WINDOWS, BINS = (0.5, 0.05, 60.0), 4
+"""Of the histograms of votes; not in the order of their size."""
 
 
 def figure_params() -> Params:
@@ -54,6 +64,9 @@ def figure_params() -> Params:
             reconstruct=ReconstructSpec(models=_MODELS[2:], **two),
             overlap=OverlapSpec(models=_MODELS),
         ),
+        "mnist-2018": Evaluations(
+            votes=VotesSpec(models=_MATCAPS, right=1, wrong=1, windows=WINDOWS, bins=BINS)
+        ),
     }
     protocols = {
         name: real.protocols[name].model_copy(
@@ -62,7 +75,7 @@ def figure_params() -> Params:
                 "judged_as": judged_as,
                 "full_steps": 300_000,
                 "recipe": real.protocols[name].recipe.model_copy(update={"steps": steps}),
-                "run_models": _MODELS,
+                "run_models": _MATCAPS if judged_as == "mnist-2018" else _MODELS,
                 "run_seeds": (0, 1, 2),
                 "evaluations": evaluations[judged_as or "mnist"],
             }
@@ -222,6 +235,29 @@ def two_digits() -> Arrays:
     right = [[second, first] for first, second in labels[:12]]
     wrong = [[(second + 1) % 10, first] for first, second in labels[12:]]
     return examples(labels, right + wrong)
+
+
+def votes(
+    labels: Sequence[int], predictions: Sequence[int], classes: int = 3, distance: float = 0.2
+) -> Arrays:
+    """What `capsrepro votes` leaves of 16 votes for each image, which lie about this far."""
+    random = np.random.default_rng(0)
+    shape = (len(labels), 3, classes)
+    distances = distance * random.lognormal(0, 0.15, (*shape, 16))
+    shares = random.dirichlet(np.ones(classes), (len(labels), 3, 16)).swapaxes(2, 3)
+    histograms = np.zeros((*shape, len(WINDOWS), BINS + 1), np.float16)
+    for place in np.ndindex(*shape):
+        for w, window in enumerate(WINDOWS):
+            edges = [*np.linspace(0, window, BINS + 1), np.inf]
+            histograms[*place, w] = np.histogram(distances[place], edges, weights=shares[place])[0]
+    return {
+        "images": random.integers(0, 256, (len(labels), 1, HEIGHT, WIDTH), np.uint8),
+        "labels": np.array(labels, np.uint8),
+        "predictions": np.array(predictions, np.uint8),
+        "activations": random.random(shape, np.float32),
+        "histograms": histograms,
+        "mean_histograms": histograms[:2, :, 0].astype(np.float32),
+    }
 
 
 def _rows(classes_NL: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,13 +16,14 @@ import matplotlib
 import numpy as np
 import pytest
 import yaml
-from figure_files import Shelf, figure_params, one_digit, two_digits
+from figure_files import Shelf, figure_params, one_digit, two_digits, votes
 from matplotlib import image as matplotlib_image
 
 from capsrepro.records import Record
 from capsrepro.report.figures import FIGURES
 
 ONE, TWO = "mnist-short/capsnet-r3-recon/seed-0", "multimnist-short/capsnet-r3-recon/seed-0"
+MATRIX = "matcaps-mnist-short/matcaps-small-em3/seed-0"
 HISTORY = [{"epoch": n, "step": 469 * n, "train_loss": 1 / n} for n in (1.0, 2.0)]
 ROUTING = {
     "iteration": [1.0, 2.0, 3.0],
@@ -79,6 +80,9 @@ def full(bare: Place) -> Place:
     trained = bare.shelf.train(TWO, HISTORY)
     bare.shelf.evaluate(trained, "reconstruct", arrays=two_digits())
     bare.shelf.evaluate(trained, "overlap", OVERLAP)
+    entropies = {f"routing_entropy_nat_class_caps_{n}": 1 / n for n in (1, 2, 3)}
+    trained = bare.shelf.train(MATRIX, [entry | entropies for entry in HISTORY])
+    bare.shelf.evaluate(trained, "votes", arrays=votes([0, 1, 2], [0, 1, 0]))
     return bare
 
 
@@ -97,7 +101,8 @@ def test_all_figures_are_drawn_in_two_formats(full: Place) -> None:
         root = ElementTree.parse(full.figures / f"{name}.svg").getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         text = (full.figures / f"{name}.svg").read_text()
-        assert "Sabour et al. 2017" in text
+        paper = {"sabour2017": "Sabour et al. 2017", "hinton2018": "Hinton et al. 2018"}
+        assert paper[name.partition("-")[0]] in text
         assert "<dc:date>" not in text
         pixels = matplotlib_image.imread(full.figures / f"{name}.png")
         assert pixels.shape[1] > 500
@@ -169,6 +174,9 @@ def test_without_records_it_says_how_to_get_them(bare: Place) -> None:
     assert f"`capsrepro run {TWO}` and `capsrepro reconstruct {TWO}`." in lines[3]
     assert f"`capsrepro run {ONE}` and `capsrepro routing {ONE}`." in lines[4]
     assert f"`capsrepro run {TWO}` and `capsrepro overlap {TWO}`." in lines[6]
+    best = MATRIX.replace("small-em3", "em3")
+    assert f"`capsrepro run {best}` and `capsrepro votes {best}`." in lines[7]
+    assert f"run `capsrepro run {best}`." in lines[9]
     assert not bare.figures.exists()
 
 
@@ -196,7 +204,7 @@ def test_damaged_pictures_do_not_keep_the_others_from_being_drawn(full: Place) -
     first, last = result.err.splitlines()
     assert first.startswith("capsrepro: sabour2017-fig5: ")
     assert f"delete it and run `capsrepro reconstruct {TWO}`." in first
-    assert last.startswith("capsrepro: 1 of 7 figures could not be drawn (sabour2017-fig5): ")
+    assert last.startswith("capsrepro: 1 of 10 figures could not be drawn (sabour2017-fig5): ")
     assert len(full.bytes()) == 2 * (len(FIGURES) - 1)
     assert full.call("sabour2017-fig5").is_refusal(1, "does not hold the pictures")
 

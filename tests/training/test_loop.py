@@ -18,12 +18,11 @@ from capsrepro.running.assembly import build_model
 from capsrepro.schema.augmentation import Augmentation
 from capsrepro.training.loop import (
     DivergedError,
-    learning_rate,
-    make_optimizer,
     set_precision,
     train,
     train_step,
 )
+from capsrepro.training.optimisation import learning_rate, make_optimizer
 from capsrepro.training.state import REPLAY_STEPS, TrainingState
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
@@ -185,19 +184,24 @@ def poison_before(step: int) -> Callable[[TrainingState], bool]:
 
 
 @pytest.mark.parametrize(
-    ("items", "found"),
+    ("items", "found", "share_pct"),
     [
-        (20, 15),  # at the end of its epoch
-        (4000, 50),  # in a long epoch: at most 50 steps later
+        (20, 15, 100),  # at the end of its epoch, which is steps 14 and 15
+        (4000, 50, 100 * 37 / 50),  # in a long epoch: at most 50 steps later
     ],
 )
-def test_nan_stops_training(items: int, found: int) -> None:
+def test_nan_stops_training(items: int, found: int, share_pct: float) -> None:
     state, watcher = new_state("cnn-baseline"), Watcher()
     watcher.on_step = poison_before(14)
     with pytest.raises(DivergedError, match=f"not finite by step {found}") as caught:
         train(state, new_stream(items), recipe(200), watcher)
     assert caught.value.step == state.step == found
     assert all(math.isfinite(x) for entry in state.history for x in entry.values())
+    *earlier, last = state.history
+    assert last["step"] == found
+    assert last["non_finite_steps_pct"] == pytest.approx(share_pct)
+    assert "train_loss" not in last
+    assert all(entry["non_finite_steps_pct"] == 0 for entry in earlier)
 
 
 def test_nan_in_the_last_step_is_found() -> None:

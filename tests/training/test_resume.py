@@ -20,7 +20,8 @@ from capsrepro.data.examples import StoredExamples
 from capsrepro.data.preparation import prepare_dataset
 from capsrepro.running.assembly import build_model
 from capsrepro.schema.augmentation import Augmentation
-from capsrepro.training.loop import make_optimizer, train
+from capsrepro.training.loop import train
+from capsrepro.training.optimisation import make_optimizer
 from capsrepro.training.state import (
     TrainingState,
     checkpoint_paths,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -145,6 +145,16 @@ def find_sources(archive: Archive, wish: Wish) -> list[Source]:
     return sorted(found, key=lambda source: _place(archive.params, wish, source.trained))
 
 
+def find_trained(archive: Archive, wish: Wish) -> list[Source]:
+    """The finished runs themselves in the same order, for what their histories tell; may be empty.
+
+    The record of such a source is that of the training.
+    """
+    runs = [record for record in archive.finished() if archive.run in (None, record.run)]
+    found = [Source(record, record, archive.folder(record)) for record in runs]
+    return sorted(found, key=lambda source: _place(archive.params, wish, source.trained))
+
+
 def read_pictures(source: Source) -> Mapping[str, NDArray[Any]]:
     """The arrays that an evaluation left beside its record.
 
@@ -215,7 +225,7 @@ def _how_to_get(archive: Archive, wish: Wish, trained: Mapping[str, Record]) -> 
         missing = f"no finished run has the `{wish.kind}` record that this is drawn from"
     if not fitting:
         return none
-    name = min(fitting, key=lambda spec: _cost(spec, wish, trained)).name
+    name = cheapest(fitting, wish, trained)
     training = [] if name in trained else [f"`capsrepro run {name}`"]
     return f"{missing}; run {' and '.join([*training, f'`capsrepro {wish.kind} {name}`'])}."
 
@@ -229,7 +239,18 @@ def _is_evaluated(spec: RunSpec, wish: Wish) -> bool:
     return spec.model_name in getattr(spec.protocol.evaluations, wish.kind).models
 
 
-def _cost(spec: RunSpec, wish: Wish, trained: Mapping[str, Record]) -> tuple[Any, ...]:
+def cheapest(specs: Sequence[RunSpec], wish: Wish, trained: Collection[str]) -> str:
+    """The name of the run that is best proposed to whoever wants the figure.
+
+    Args:
+        specs: At least one.
+        wish: What the figure would best be drawn from.
+        trained: Names of the runs that need no training any more.
+    """
+    return min(specs, key=lambda spec: _cost(spec, wish, trained)).name
+
+
+def _cost(spec: RunSpec, wish: Wish, trained: Collection[str]) -> tuple[Any, ...]:
     """Sorting key: the paper's protocol, then what needs least training, then the wished model."""
     return (
         spec.protocol.judged_as != wish.protocol,

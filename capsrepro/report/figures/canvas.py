@@ -25,6 +25,9 @@ PURPLE, SKY, RED = "#CC79A7", "#56B4E9", "#D55E00"
 FAILURE = "#B00020"
 """For text: plainly red, where the red above could pass for orange."""
 
+_SHADES = ("#7ad151", "#22a884", "#2a788e", "#414487", "#440154")
+"""From light to dark (viridis), for what is counted, such as iterations."""
+
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -81,6 +84,12 @@ def house_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def shades(count: int) -> list[str]:
+    """So many colours from light to dark, the last one the darkest."""
+    last = len(_SHADES) - 1
+    return [_SHADES[last - round(last * n / max(count - 1, 1))] for n in reversed(range(count))]
 
 
 def new_chart(heading: Sequence[str], width: float, height: float) -> Figure:

@@ -1,0 +1,78 @@
+"""The stages of every pipeline file, against what params.yaml asks for; DVC is not started."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from capsrepro.config import load_params, requested_runs
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = yaml.safe_load((ROOT / "params.yaml").read_text())
+PARAMS = load_params(ROOT / "params.yaml")
+FILES = sorted((ROOT / "pipelines").rglob("dvc.yaml"))
+# DVC writes a lock in time that grows with the square of the stages in its file.
+MOST_STAGES = 40
+
+
+def looked_up(value: Any) -> list[Any]:
+    """A list of a matrix: written out, or the key of params.yaml that has it."""
+    if isinstance(value, list):
+        return value
+    found: Any = DOCUMENT
+    for key in re.fullmatch(r"\$\{(.*)\}", value)[1].split("."):
+        found = found[key]
+    return found
+
+
+def commands(path: Path) -> Iterator[str]:
+    """The command of every stage that DVC makes of the file."""
+    for stage in yaml.safe_load(path.read_text())["stages"].values():
+        matrix = {key: looked_up(values) for key, values in stage.get("matrix", {}).items()}
+        for cell in itertools.product(*matrix.values()):
+            command = stage["cmd"]
+            for key, value in zip(matrix, cell, strict=True):
+                command = command.replace(f"${{item.{key}}}", str(value))
+            assert "${" not in command, command
+            yield command.removeprefix("exec capsrepro ")
+
+
+EVERY = [command for path in FILES for command in commands(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.parent.name) for path in FILES])
+def test_no_file_has_more_stages_than_dvc_bears(path: Path) -> None:
+    assert 0 < len(list(commands(path))) <= MOST_STAGES
+    assert yaml.safe_load(path.read_text()).get("vars", []) in (
+        [],
+        ["/".join([".."] * len(path.parent.relative_to(ROOT).parts) + ["params.yaml"])],
+    )
+
+
+def test_every_stage_works_in_the_root() -> None:
+    for path in FILES:
+        for name, stage in yaml.safe_load(path.read_text())["stages"].items():
+            assert (path.parent / stage["wdir"]).resolve() == ROOT, (path, name)
+
+
+def test_every_run_is_trained_by_one_stage() -> None:
+    trained = [command.removeprefix("run ") for command in EVERY if command.startswith("run ")]
+    assert sorted(trained) == sorted(run.name for run in requested_runs(PARAMS))
+
+
+def test_every_evaluation_is_made_by_one_stage() -> None:
+    wanted = []
+    for run in requested_runs(PARAMS):
+        for kind, asked in run.protocol.attacks:
+            wanted += [f"attack {kind} {run.name}"] if asked is not None else []
+        for kind, asked in run.protocol.evaluations:
+            if asked is not None and run.model_name in asked.models:
+                wanted.append(f"{kind} {run.name}")
+    other = ("run ", "datasets ", "report ")
+    assert sorted(c for c in EVERY if not c.startswith(other)) == sorted(wanted)
