@@ -358,6 +358,8 @@ LATER = {
     "reconstruct": None,
     "overlap": None,
     "scores": None,
+    "votes": None,
+    "crops": None,
     "routing": None,
     "attacks": evaluations.Attacks(),
     "evaluations": evaluations.Evaluations(),

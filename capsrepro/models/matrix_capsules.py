@@ -39,7 +39,7 @@ class MatrixCapsNet(nn.Module):
         routing: The fields of `EMRouting`.
         class_temperature_share: Factor on the inverse temperature of the class layer.
         initial: Starts: standard deviations conv1_std, pose_std, activation_std, conv_caps_std and
-            class_caps_std; constants conv_beta_a, conv_beta_u, class_beta_a and class_beta_u.
+            class_caps_std; constants conv1_bias, conv_beta_a, conv_beta_u, class_beta_a and class_beta_u.
         Others: see `MatrixCapsulesSpec` in capsrepro/schema/matrix_capsules.py.
 
     Attributes:
@@ -101,7 +101,7 @@ class MatrixCapsNet(nn.Module):
             replace(how, inverse_temperature=how.inverse_temperature * class_temperature_share),
             shared_beta,
             shared_transforms=True,
-            offsets_KRC=_coordinate_offsets(grid, pose, coordinates, coordinate_scale),
+            offsets_KRC=_coordinate_offsets(grid, side / 2, pose, coordinates, coordinate_scale),
         )
         self._initialise(initial)
 
@@ -110,7 +110,7 @@ class MatrixCapsNet(nn.Module):
         truncated_normal_(self.primary.poses.weight, initial["pose_std"])
         truncated_normal_(self.primary.activations.weight, initial["activation_std"])
         if self.conv1.bias is not None:
-            nn.init.zeros_(self.conv1.bias)
+            nn.init.constant_(self.conv1.bias, initial["conv1_bias"])
         for kind, layers in (("conv", [*self.conv_caps]), ("class", [self.class_caps])):
             for layer in layers:
                 truncated_normal_(layer.transforms_KIKJC, initial[f"{kind}_caps_std"])
@@ -171,12 +171,13 @@ class Grid(NamedTuple):
 
 
 def _coordinate_offsets(
-    grid: Grid, pose: Pose, coordinates: Coordinates, scale: float
+    grid: Grid, middle: float, pose: Pose, coordinates: Coordinates, scale: float
 ) -> Tensor | None:
     """Coordinate Addition (EM18 §4.1): the place of each child, to be added to its votes.
 
-    Row and column of the centre of its receptive field, in pixels times `scale`. Where they are
-    counted from is no matter: it moves all votes for a parent alike.
+    Row and column of the centre of its receptive field, in pixels from `middle`, times `scale`.
+    Where they are counted from matters only where means are smoothed from 0, as in EM18-code:
+    else it moves all votes for a parent alike.
 
     Returns:
         Shape (places, R, C); None where nothing is added.
@@ -185,7 +186,7 @@ def _coordinate_offsets(
         return None
     rows, columns = POSES[pose]
     offsets_KRC = torch.zeros(grid.side**2, rows, columns)
-    centres = (grid.first + grid.step * torch.arange(grid.side)) * scale
+    centres = (grid.first + grid.step * torch.arange(grid.side) - middle) * scale
     row_K, column_K = torch.cartesian_prod(centres, centres).T
     if coordinates == "right-column" and pose == "matrix":
         offsets_KRC[:, 0, -1], offsets_KRC[:, 1, -1] = row_K, column_K

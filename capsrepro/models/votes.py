@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MASS_EPSILON = 1e-7
 """Added to Σ w before dividing by it, as the authors' code does: a parent may get nothing."""
@@ -143,6 +144,7 @@ class _Moments(torch.autograd.Function):
         return mass_TJ, mean_TRJC, variance_TRJC
 
     @staticmethod
+    @once_differentiable
     def backward(
         ctx: Any, d_mass_TJ: Tensor, d_mean_TRJC: Tensor, d_variance_TRJC: Tensor
     ) -> tuple[Tensor | None, ...]:
@@ -195,6 +197,7 @@ class _Distances(torch.autograd.Function):
         return distances_TJN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_distances_TJN: Tensor) -> tuple[Tensor | None, ...]:
         centres_TRJC, precisions_TRJC, patches_NTRK, transforms_NKJC, offsets_NRC = (
             ctx.saved_tensors

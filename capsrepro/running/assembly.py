@@ -84,6 +84,20 @@ def training_stream(project: Project, spec: RunSpec, device: torch.device) -> Tr
     )
 
 
+def check_test_images(spec: RunSpec) -> None:
+    """Only of composites can there be more than are stored.
+
+    Raises:
+        UsageError: The protocol asks for a number of test images where each holds one digit.
+    """
+    dataset, count = find_dataset(spec.protocol.dataset), spec.protocol.test_images
+    if count is not None and dataset.labels_per_image == 1:
+        raise UsageError(
+            f"protocols.{spec.protocol_name}.test_images asks for {count:,} composites, but "
+            f"{dataset.name} has single images; remove the key from params.yaml."
+        )
+
+
 def evaluation_split(
     project: Project, spec: RunSpec, split: str, device: torch.device, count: int | None = None
 ) -> EvaluationSplit:
@@ -93,19 +107,11 @@ def evaluation_split(
 
     Where the training stops by a rule on the held-out images, each has its own fixed shift, like
     the test images of the paper's rule.
-
-    Raises:
-        UsageError: A count is asked for, but the split has single images.
     """
     recipe = spec.protocol.recipe
     name, operations = spec.protocol.dataset, recipe.operations
     if split != "validation":
         examples = load_examples(name, split, project.data, device)
-        if count is not None and not examples.has_targets:
-            raise UsageError(
-                f"protocols.{spec.protocol_name}.test_images asks for {count:,} composites, but "
-                f"{name} has single images; remove the key from params.yaml."
-            )
         return EvaluationSplit(
             examples, batch_size=_EVALUATION_BATCH, operations=operations, count=count
         )

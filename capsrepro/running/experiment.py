@@ -134,6 +134,7 @@ def run_experiment(
             recording.refresh_index(project)
             return Outcome(current, path, done=False)
         # All that can be known to fail is tried before anything is downloaded.
+        assembly.check_test_images(spec)
         rule = matching.settle(spec, _data_digest(project, spec), _finder(project))
         device = state.choose_device(project.device)
         check_writable(project.run_folder(spec.name))

@@ -42,14 +42,15 @@ class MatrixInitialValues(Entry):
     """
 
     conv1_std: float = Field(gt=0, description="0.05")
+    conv1_bias: float = Field(description="0.1; text: 0")
     pose_std: float = Field(gt=0, description="kernel of the primary poses: 0.5")
     activation_std: float = Field(gt=0, description="kernel of the primary activations: 3")
     conv_caps_std: float = Field(gt=0, description="W_ij of ConvCaps: 0.3")
-    class_caps_std: float = Field(gt=0, description="W_ij of the class capsules: 0.01")
+    class_caps_std: float = Field(gt=0, description="W_ij of the class capsules: 0.01; text: 0.3")
     conv_beta_a: float = Field(description="β_a of ConvCaps: 0.5; text: 0")
     conv_beta_u: float = Field(description="β_u of ConvCaps: 0.5; text: 0")
     class_beta_a: float = Field(description="β_a of the class capsules: 1; text: 0")
-    class_beta_u: float = Field(description="β_u of the class capsules: 2; text: 0")
+    class_beta_u: float = Field(description="β_u of the class capsules: 2; text: 4, about −ln σ at the start")
 
 
 class MatrixCapsulesSpec(Entry):

@@ -8,19 +8,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from capsrepro.config import load_params
 from capsrepro.models.capsule_layers import POSES, Capsules, MatrixPrimaryCapsules
 from capsrepro.models.losses import margin_loss, present, spread_loss
 from capsrepro.models.matrix_capsules import MatrixCapsNet
 
 NORB = Path(__file__).parents[3] / "shared/datasets/smallnorb-sample"
-BETAS = ("conv_beta_a", "conv_beta_u", "class_beta_a", "class_beta_u")
-STARTS = {
-    "conv1_std": 0.05,
-    "pose_std": 0.5,
-    "activation_std": 3.0,
-    "conv_caps_std": 0.3,
-    "class_caps_std": 0.01,
-}
+SHIPPED = load_params(Path(__file__).parents[2] / "params.yaml").models["matrix-capsules"]
 TEXT: dict[str, Any] = {
     "image_shape": (2, 32, 32),
     "classes": 5,
@@ -47,7 +41,7 @@ TEXT: dict[str, Any] = {
     "shared_beta": False,
     "classification_loss": "spread",
     "loss_reduction": "sum",
-    "initial": STARTS | dict.fromkeys(BETAS, 0.0),
+    "initial": SHIPPED["matcaps-em3"].initial.model_dump(),
 }
 CODE = TEXT | {
     "primary_shift": -1.0,
@@ -57,7 +51,7 @@ CODE = TEXT | {
     | {"activation": "released-code", "variance_floor": 5e-4, "new_share": 0.9},
     "class_temperature_share": 0.25,
     "loss_reduction": "mean",
-    "initial": STARTS | dict(zip(BETAS, (0.5, 0.5, 1.0, 2.0), strict=True)),
+    "initial": SHIPPED["matcaps-em3-code"].initial.model_dump(),
 }
 LARGE = {"conv1_channels": 32, "primary_types": 32, "conv_types": (32, 32)}
 TINY = {"conv1_channels": 4, "primary_types": 2, "conv_types": (3, 2)}
@@ -224,9 +218,8 @@ def test_coordinates_are_the_centres_of_receptive_fields(side: int) -> None:
         centres.append((first + last) / 2)
     assert all(0 <= x < side for x in centres)
     offsets = model.class_caps.offsets.unflatten(0, (grid, grid, 2))[..., :2, 3]
-    # Wherever they are counted from.
-    got = (offsets - offsets.mean((0, 1, 2))) / 0.01
-    want = torch.tensor(centres) - sum(centres) / grid
+    got = offsets / 0.01
+    want = torch.tensor(centres) - side / 2
     for i in range(2):
         torch.testing.assert_close(got[:, :, i, 0], want[:, None].expand(grid, grid))
         torch.testing.assert_close(got[:, :, i, 1], want[None, :].expand(grid, grid))
@@ -294,9 +287,9 @@ IMAGES = pytest.mark.parametrize(
 @pytest.mark.parametrize("sizes", [LARGE, {}], ids=["large", "small"])
 def test_about_half_of_the_capsules_are_active_at_the_start(images, sizes: dict[str, Any]) -> None:
     with torch.no_grad():
-        below_classes = layers(net(TEXT, **sizes), standardised(images()))[:-1]
-    means = [capsules.activations.mean().item() for capsules in below_classes]
-    assert [mean for mean in means if not 0.3 < mean < 0.7] == []
+        found = layers(net(TEXT, **sizes), standardised(images()))
+    means = [capsules.activations.mean().item() for capsules in found]
+    assert [mean for mean in means if not 0.3 < mean < 0.75] == []
 
 
 @IMAGES
@@ -320,7 +313,8 @@ def test_starts_are_truncated_normals() -> None:
         # A normal cut at 2σ has 0.88 of its standard deviation.
         assert kernel.abs().max() <= 2 * std
         assert kernel.std().item() == pytest.approx(0.88 * std, rel=0.1)
-    assert (model.conv1.bias == 0).all()
+    assert (model.conv1.bias == 0.1).all()
+    assert (net(TEXT).conv1.bias == 0).all()
     betas = [(layer.beta_a_J, layer.beta_u_J) for layer in model.routed_layers]
     for (beta_a, beta_u), (a, u) in zip(betas, [(0.5, 0.5), (0.5, 0.5), (1, 2)], strict=True):
         assert (beta_a == a).all()

@@ -11,6 +11,7 @@ import pytest
 from capsrepro.claims import load_claims
 from capsrepro.config import load_params
 from capsrepro.records import Record
+from capsrepro.report.comparisons import with_comparisons
 from capsrepro.report.judging import Judgement, judge
 from capsrepro.report.multicrop import multicrop_notes, with_multicrops
 from capsrepro.report.summaries import Group, group_records
@@ -150,6 +151,15 @@ def test_several_crops_are_compared_with_one(keep: Keep) -> None:
     names = (candidate.group.model, candidate.against.model)
     assert names == ("matcaps-em3-multicrop", "matcaps-em3")
     assert candidate.verdict.effect_pp == pytest.approx(0.4)
+
+
+def test_the_row_is_compared_with_published_networks_by_its_own_error(keep: Keep) -> None:
+    groups = with_multicrops(group_records(keep(), PARAMS), PARAMS)
+    compared = with_comparisons(groups, load_claims("hinton2018"), PARAMS)
+    found = {g.model: g.values("error_reduction_pct") for g in compared if g.seeds}
+    for model, errors in (("matcaps-em3", SINGLE), ("matcaps-em3-multicrop", MULTI)):
+        expected = {seed: 100 * (1 - error / 2.56) for seed, error in enumerate(errors)}
+        assert found[model] == pytest.approx(expected)
 
 
 def test_what_was_not_run_is_said(keep: Keep) -> None:

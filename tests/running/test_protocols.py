@@ -45,6 +45,7 @@ pytestmark = [
 CPU = torch.device("cpu")
 STEPS = 2
 FEWEST = {"instances": 1, "lightings": 1}
+MORE_COMPOSITES = 12_000
 SMALL = {
     "conv1_channels": 4,
     "primary_types": 2,
@@ -78,6 +79,8 @@ def cut(params: dict[str, Any]) -> None:
         if "accuracy_pct" in recipe.get("stop", {}):
             changes["stop"] = recipe["stop"] | {"accuracy_pct": 0.01}
         protocol["recipe"] = recipe | changes
+        if "test_images" in protocol:
+            protocol["test_images"] = MORE_COMPOSITES
     solids = {name: block for name, block in params["datasets"].items() if "solids" in name}
     params["datasets"] |= {name: block | FEWEST for name, block in solids.items()}
 
@@ -229,7 +232,8 @@ def test_every_run_of_every_protocol_leaves_a_record(trials, run):
         error = 100 - record.metrics[metric] if error is None else error
         assert METRICS[metric].proportion
         assert error == pytest.approx(100 * wrong / images)
-        assert images == TEST_IMAGES[record.data.name] * (2 if stem.startswith("novel") else 1)
+        asked = MORE_COMPOSITES if "test_images" in shipped else TEST_IMAGES[record.data.name]
+        assert images == asked * (2 if stem.startswith("novel") else 1)
     (entry,) = trials.history(run)
     assert entry["step"] == STEPS
     assert np.isfinite(list(entry.values())).all()
@@ -379,6 +383,12 @@ def test_validation_stops_by_the_held_out_images_too(protocol, others):
 def test_more_images_to_hold_out_than_there_are(trials):
     refused = trials.workplace.call("run", DIGITS.replace("digits/", "digits-validate/"))
     assert refused.is_refusal(2, "digits has 1,297 images", "the first 10,000 are held out")
+
+
+def test_single_images_cannot_be_multiplied(others):
+    others.workplace.edit(lambda params: params["protocols"]["mnist"].update(test_images=12_000))
+    refused = others.workplace.call("run", "mnist/capsnet-r1/seed-0")
+    assert refused.is_refusal(2, "mnist.test_images", "12,000 composites", "has single images")
 
 
 def test_routing_is_looked_at_after_every_epoch(trials):

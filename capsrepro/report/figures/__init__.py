@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from capsrepro.report.figures.archive import Draw
-from capsrepro.report.figures.composites import draw_composites
+from capsrepro.report.figures.composites import draw_composites, draw_composites_of_code
 from capsrepro.report.figures.entropy import draw_entropy
 from capsrepro.report.figures.losses import draw_losses
 from capsrepro.report.figures.overlap import draw_error_by_overlap
@@ -17,6 +17,7 @@ FIGURES: dict[str, Draw] = {
     "sabour2017-fig4": draw_perturbations,
     "sabour2017-fig4-all": draw_all_perturbations,
     "sabour2017-fig5": draw_composites,
+    "sabour2017-fig5-code": draw_composites_of_code,
     "sabour2017-fig-a1": draw_routing,
     "sabour2017-fig-a2": draw_losses,
     "sabour2017-error-by-overlap": draw_error_by_overlap,

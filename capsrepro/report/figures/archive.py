@@ -15,6 +15,7 @@ from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import sha256_of_file
 from capsrepro.records import Record, read_records
 from capsrepro.report.formatting import plain, quantity
+from capsrepro.schema.base import Reading
 from capsrepro.schema.params import Params
 
 if TYPE_CHECKING:
@@ -70,12 +71,14 @@ class Wish:
         models: The claims' names of models, best first.
         perturbs: Whether the evaluation perturbed capsules, which it does exactly where an image
             has one digit; None where it does not matter.
+        reading: `text` or `code`, where a figure is of one of them; None takes either.
     """
 
     kind: str
     protocol: str
     models: tuple[str, ...]
     perturbs: bool | None = None
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def find_sources(archive: Archive, wish: Wish) -> list[Source]:
         and record.run in trained
         and _made_from(record, trained[record.run])
         and _perturbs_as_wished(record.spec["evaluation"], wish)
+        and wish.reading in (None, record.spec["model"]["reading"])
     ]
     if not found:
         raise NothingToDrawError(_how_to_get(archive, wish, trained))
@@ -232,7 +236,9 @@ def _how_to_get(archive: Archive, wish: Wish, trained: Mapping[str, Record]) -> 
 
 def _fits(spec: RunSpec, wish: Wish) -> bool:
     settings = getattr(spec.protocol.evaluations, wish.kind)
-    return settings is not None and _perturbs_as_wished(settings.model_dump(), wish)
+    if settings is None or wish.reading not in (None, spec.model.reading):
+        return False
+    return _perturbs_as_wished(settings.model_dump(), wish)
 
 
 def _is_evaluated(spec: RunSpec, wish: Wish) -> bool:

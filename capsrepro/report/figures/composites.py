@@ -7,7 +7,7 @@ orange and blue, whose sum is white.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from capsrepro.report.figures.reconstructions import right_and_wrong
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TWO_DIGITS = Wish("reconstruct", "multimnist", ("capsnet-r3-recon",), perturbs=False)
+TWO_DIGITS = Wish("reconstruct", "multimnist", ("capsnet-r3-recon",), False, "text")
 
 FIRST, SECOND = (1.0, 0.5, 0.0), (0.0, 0.5, 1.0)
 """Shares of red, green and blue of the two digits."""
@@ -54,7 +54,12 @@ def overlay(first_CHW: Picture, second_CHW: Picture) -> Picture:
     return np.asarray(np.rint(colours_HW3), np.uint8)
 
 
-def draw_composites(archive: Archive) -> Figure:
+def draw_composites_of_code(archive: Archive) -> Figure:
+    """The same of the networks that are read as the authors' program."""
+    return draw_composites(archive, replace(TWO_DIGITS, reading="code"))
+
+
+def draw_composites(archive: Archive, wish: Wish = TWO_DIGITS) -> Figure:
     """Input above the two digits that are drawn from it.
 
     Each block holds composites that are classified right, then two of them with absent digits
@@ -64,7 +69,7 @@ def draw_composites(archive: Archive) -> Figure:
         NothingToDrawError: There is no record of reconstructions of images with two digits.
         CapsreproError: Its pictures are missing or damaged.
     """
-    source = find_sources(archive, TWO_DIGITS)[0]
+    source = find_sources(archive, wish)[0]
     arrays = _in_order_of_labels(read_pictures(source))
     right, wrong = right_and_wrong(arrays)
     blocks = []

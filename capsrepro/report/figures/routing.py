@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from capsrepro.claims import ValueClaim
 from capsrepro.records import read_history
 from capsrepro.report.figures import canvas
-from capsrepro.report.figures.archive import Archive, Wish, find_sources
+from capsrepro.report.figures.archive import Archive, Source, Wish, find_sources
 from capsrepro.report.figures.published import claims_read_from, overlay_points
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def draw_routing(archive: Archive) -> Figure:
         NothingToDrawError: There is no record of routing.
         CapsreproError: The history of the run is missing or damaged.
     """
-    source = find_sources(archive, ROUTED)[0]
-    history = read_history(source.folder, source.trained)
+    source, history = _best_told(find_sources(archive, ROUTED))
     heading = [
         "What routing still changes at each iteration, after Sabour et al. 2017, Fig. A.1",
         source.told(),
@@ -66,6 +65,16 @@ def draw_routing(archive: Archive) -> Figure:
     panels.flat[0].legend()
     _draw_end(panels.flat[3], source.record.curves)
     return figure
+
+
+def _best_told(sources: Sequence[Source]) -> tuple[Source, History]:
+    """Of the best model's seeds the first whose history was probed, or the first of all."""
+    first = sources[0].trained
+    seeds = [
+        s for s in sources if (s.trained.protocol, s.trained.model) == (first.protocol, first.model)
+    ]
+    told = [(source, read_history(source.folder, source.trained)) for source in seeds]
+    return next((found for found in told if probed_iterations(found[1])), told[0])
 
 
 def probed_iterations(history: History) -> list[int]:
