@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from capsrepro.data.batches import EvaluationSplit
 from capsrepro.evaluation.vote_distances import (
@@ -88,17 +89,14 @@ class _Totals:
     def add(self, routed: Routed, histograms_BTJWH: Tensor, labels_B: Tensor) -> None:
         self.images += len(labels_B)
         self.errors += int((~_hits(routed, labels_B)).sum())
-        places = (routed.distances.clamp(min=_LOWEST) / _LOWEST).log10() * _PER_DECADE
-        last = _DECADES * _PER_DECADE - 1
-        fine_BTJF = weighted_counts(places.long().clamp(max=last), routed.assignments, last + 1)
         parts = {
-            "windows": _grouped(histograms_BTJWH, labels_B),
-            "fine": _grouped(fine_BTJF, labels_B),
-            "share": _grouped(class_shares(routed.assignments), labels_B),
-            "entropy": assignment_entropy(routed.assignments).double(),
+            "windows": _grouped(histograms_BTJWH, labels_B).sum(0),
+            "fine": _fine_counts(routed, labels_B),
+            "share": _grouped(class_shares(routed.assignments), labels_B).sum(0),
+            "entropy": assignment_entropy(routed.assignments).double().sum(0),
         }
         for name, part in parts.items():
-            self.sums[name] = self.sums.get(name, 0) + part.sum(0)
+            self.sums[name] = self.sums.get(name, 0) + part
 
     def curves(self) -> dict[str, list[float]]:
         """By iteration, over all images.
@@ -160,9 +158,26 @@ def _hits(routed: Routed, labels_B: Tensor) -> Tensor:
 def _grouped(values: Tensor, labels_B: Tensor) -> Tensor:
     """The true class and the mean over the others: (B, T, J, …) becomes (B, G, T, …) in float64."""
     values = values.double().movedim(2, 1)
-    is_true_BJ = torch.nn.functional.one_hot(labels_B, values.shape[1]).bool()
+    is_true_BJ = one_hot(labels_B, values.shape[1]).bool()
     others = values[~is_true_BJ].view(len(values), -1, *values.shape[2:]).mean(1)
     return torch.stack([values[is_true_BJ], others], 1)
+
+
+def _fine_counts(routed: Routed, labels_B: Tensor) -> Tensor:
+    """R by logarithmic bins of the distance, over all images and classes, shape (G, T, F)."""
+    places = (routed.distances.clamp(min=_LOWEST) / _LOWEST).log10() * _PER_DECADE
+    bins = _DECADES * _PER_DECADE
+    places_TBJN = places.long().clamp(max=bins - 1).movedim(1, 0)
+    assignments_TBJN = routed.assignments.double().movedim(1, 0)
+    is_true_BJ = one_hot(labels_B, places_TBJN.shape[2]).bool()
+    return torch.stack(
+        [
+            weighted_counts(
+                places_TBJN[:, group].flatten(1), assignments_TBJN[:, group].flatten(1), bins
+            )
+            for group in (is_true_BJ, ~is_true_BJ)
+        ]
+    )
 
 
 def _medians(counts_TF: Tensor) -> list[float]:

@@ -79,7 +79,7 @@ def test_pending_shrinks_with_every_record(prepared, trained):
     before = json.loads(prepared.call("pending", "--json").out)
     after = json.loads(trained.call("pending", "--json").out)
     names = [run["run"] for run in before]
-    assert len(names) == len(set(names)) == 148
+    assert len(names) == len(set(names)) == 235
     assert [run["run"] for run in after] == [name for name in names if name != RUN]
     assert prepared.call("pending").out.endswith("148 runs pending\n")
 

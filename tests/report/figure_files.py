@@ -45,7 +45,9 @@ _GRID = {
     "matcaps-mnist-short": (3_000, "mnist-2018"),
 }
 _MODELS = ("cnn-baseline", "capsnet-r1-recon", "capsnet-r3-recon")
+_TWO_DIGITS = ("capsnet-r3-recon", "capsnet-r3-recon-code")
 _MATCAPS = ("matcaps-small-em3", "matcaps-em3")
+_RUN_MODELS = {"mnist-2018": _MATCAPS, "multimnist": (*_MODELS, _TWO_DIGITS[1])}
 WINDOWS, BINS = (0.5, 0.05, 60.0), 4
 """Of the histograms of votes; not in the order of their size."""
 
@@ -61,7 +63,7 @@ def figure_params() -> Params:
             routing=RoutingSpec(models=_MODELS[1:], iterations=10, images=1000),
         ),
         "multimnist": Evaluations(
-            reconstruct=ReconstructSpec(models=_MODELS[2:], **two),
+            reconstruct=ReconstructSpec(models=_TWO_DIGITS, **two),
             overlap=OverlapSpec(models=_MODELS),
         ),
         "mnist-2018": Evaluations(
@@ -75,7 +77,7 @@ def figure_params() -> Params:
                 "judged_as": judged_as,
                 "full_steps": 300_000,
                 "recipe": real.protocols[name].recipe.model_copy(update={"steps": steps}),
-                "run_models": _MATCAPS if judged_as == "mnist-2018" else _MODELS,
+                "run_models": _RUN_MODELS.get(judged_as or "", _MODELS),
                 "run_seeds": (0, 1, 2),
                 "evaluations": evaluations[judged_as or "mnist"],
             }

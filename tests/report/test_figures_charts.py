@@ -102,6 +102,13 @@ def test_training_is_one_panel_for_each_definition_on_equal_axes(shelf: Shelf) -
         assert all(low < y < high for points in drawn.values() for _, y in points)
 
 
+def test_a_seed_that_was_probed_is_drawn_before_one_that_was_not(shelf: Shelf) -> None:
+    for seed, history in ((0, ()), (1, PROBED), (2, PROBED)):
+        run = f"mnist-short/capsnet-r3-recon/seed-{seed}"
+        shelf.evaluate(shelf.train(run, history), "routing", CURVES)
+    assert "mnist-short/capsnet-r3-recon/seed-1" in heading(shelf.draw("sabour2017-fig-a1"))
+
+
 def test_published_values_lie_over_every_definition(shelf: Shelf) -> None:
     shelf.evaluate(shelf.train("mnist-short/capsnet-r3-recon/seed-0", PROBED), "routing", CURVES)
     claims = published("Fig. A.1 (a)")

@@ -80,6 +80,8 @@ def full(bare: Place) -> Place:
     trained = bare.shelf.train(TWO, HISTORY)
     bare.shelf.evaluate(trained, "reconstruct", arrays=two_digits())
     bare.shelf.evaluate(trained, "overlap", OVERLAP)
+    trained = bare.shelf.train(TWO.replace("recon", "recon-code"), HISTORY)
+    bare.shelf.evaluate(trained, "reconstruct", arrays=two_digits())
     entropies = {f"routing_entropy_nat_class_caps_{n}": 1 / n for n in (1, 2, 3)}
     trained = bare.shelf.train(MATRIX, [entry | entropies for entry in HISTORY])
     bare.shelf.evaluate(trained, "votes", arrays=votes([0, 1, 2], [0, 1, 0]))
@@ -172,10 +174,12 @@ def test_without_records_it_says_how_to_get_them(bare: Place) -> None:
     assert all("not drawn: " in line and "run `capsrepro " in line for line in lines)
     assert f"`capsrepro run {ONE}` and `capsrepro reconstruct {ONE}`." in lines[0]
     assert f"`capsrepro run {TWO}` and `capsrepro reconstruct {TWO}`." in lines[3]
-    assert f"`capsrepro run {ONE}` and `capsrepro routing {ONE}`." in lines[4]
-    assert f"`capsrepro run {TWO}` and `capsrepro overlap {TWO}`." in lines[6]
+    code = TWO.replace("recon", "recon-code")
+    assert f"`capsrepro run {code}` and `capsrepro reconstruct {code}`." in lines[4]
+    assert f"`capsrepro run {ONE}` and `capsrepro routing {ONE}`." in lines[5]
+    assert f"`capsrepro run {TWO}` and `capsrepro overlap {TWO}`." in lines[7]
     best = MATRIX.replace("small-em3", "em3")
-    assert f"`capsrepro run {best}` and `capsrepro votes {best}`." in lines[7]
+    assert f"`capsrepro run {best}` and `capsrepro votes {best}`." in lines[8]
     assert f"run `capsrepro run {best}`." in lines[9]
     assert not bare.figures.exists()
 
@@ -204,7 +208,7 @@ def test_damaged_pictures_do_not_keep_the_others_from_being_drawn(full: Place) -
     first, last = result.err.splitlines()
     assert first.startswith("capsrepro: sabour2017-fig5: ")
     assert f"delete it and run `capsrepro reconstruct {TWO}`." in first
-    assert last.startswith("capsrepro: 1 of 10 figures could not be drawn (sabour2017-fig5): ")
+    assert last.startswith("capsrepro: 1 of 11 figures could not be drawn (sabour2017-fig5): ")
     assert len(full.bytes()) == 2 * (len(FIGURES) - 1)
     assert full.call("sabour2017-fig5").is_refusal(1, "does not hold the pictures")
 

@@ -140,6 +140,17 @@ def test_composites_in_two_blocks_of_right_forced_and_wrong(draw: Draw) -> None:
         assert red_captions(axes) == captions(axes)[6:]
 
 
+def test_each_reading_has_composites_of_its_own(
+    tmp_path: Path, run_record: Callable[..., Record]
+) -> None:
+    shelf = Shelf(tmp_path / "results", figure_params(), run_record)
+    for run in ("capsnet-r3-recon", "capsnet-r3-recon-code"):
+        trained = shelf.train(f"multimnist-short/{run}/seed-0")
+        shelf.evaluate(trained, "reconstruct", arrays=two_digits())
+    for name, run in (("fig5", "capsnet-r3-recon/"), ("fig5-code", "capsnet-r3-recon-code/")):
+        assert f"multimnist-short/{run}seed-0" in heading(shelf.draw(f"sabour2017-{name}"))
+
+
 def test_drawn_digits_have_two_colours_and_forced_ones_stay_dark(draw: Draw) -> None:
     figure = draw("sabour2017-fig5", two_digits(), "multimnist-short/capsnet-r3-recon/seed-0")
     for axes in figure.axes:

@@ -50,10 +50,11 @@ def steps(axes: Axes) -> list[StepPatch]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(("distance", "window"), [(0.2, 0), (0.02, 1)])
 def test_every_panel_has_the_histograms_of_its_image_and_class(
-    name: str, draw: Callable[..., Figure]
+    name: str, distance: float, window: int, draw: Callable[..., Figure]
 ) -> None:
-    arrays = votes([0, 1, 2, 1], [0, 1, 2, 0])
+    arrays = votes([0, 1, 2, 1], [0, 1, 2, 0], distance=distance)
     axes = grid(draw(arrays, name), 3)
     assert axes.shape == (3, 4)
     for row, item in zip(axes, (0, 1, 3), strict=True):

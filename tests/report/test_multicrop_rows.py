@@ -129,6 +129,10 @@ def test_superseded_crops_stay_behind_their_runs(keep: Keep) -> None:
         ("1.1", True, ()),
         ("1.0", False, (0, 1, 2)),
     ]
+    # Nobody asks for the crops of runs that nobody asks for.
+    groups = with_multicrops(group_records(keep([None] * 3), later), later)
+    found = [g for g in groups if f"{g.protocol}/{g.model}" == f"{MODEL}-multicrop"]
+    assert [g.version for g in found] == ["1.1"]
 
 
 def test_it_is_judged_by_its_own_claim_and_the_model_by_its_own(keep: Keep) -> None:
