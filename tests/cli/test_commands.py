@@ -81,7 +81,7 @@ def test_pending_shrinks_with_every_record(prepared, trained):
     names = [run["run"] for run in before]
     assert len(names) == len(set(names)) == 235
     assert [run["run"] for run in after] == [name for name in names if name != RUN]
-    assert prepared.call("pending").out.endswith("148 runs pending\n")
+    assert prepared.call("pending").out.endswith("235 runs pending\n")
 
 
 def test_pending_check_fails_until_nothing_is_owed(trained):

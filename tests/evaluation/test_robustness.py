@@ -288,7 +288,7 @@ def test_an_unknown_loss_is_one_sentence() -> None:
     with pytest.raises(UsageError) as caught:
         attacked_loss("margin", "hinge")
     assert str(caught.value) == (
-        "unknown loss 'hinge' to attack; choose one of own, margin, cross-entropy, "
+        "unknown loss 'hinge' to attack; choose one of own, margin, spread, cross-entropy, "
         "sigmoid-cross-entropy, sigmoid-cross-entropy-halved."
     )
 

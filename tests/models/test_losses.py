@@ -11,6 +11,7 @@ from capsrepro.models.losses import (
     present,
     reconstruction_sse,
     sigmoid_cross_entropy,
+    spread_loss,
 )
 from capsrepro.models.predictions import correct
 
@@ -80,6 +81,7 @@ def test_authors_sigmoid_is_least_at_one_half() -> None:
 def test_losses_by_name() -> None:
     assert {
         "margin": margin_loss,
+        "spread": spread_loss,
         "cross-entropy": cross_entropy,
         "sigmoid-cross-entropy": sigmoid_cross_entropy,
         "sigmoid-cross-entropy-halved": halved_sigmoid_cross_entropy,

@@ -17,7 +17,6 @@ from capsrepro.config import load_params
 from capsrepro.models import MODELS
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
-FAMILIES = ("capsnet", "baseline-cnn", "pooled-cnn")
 
 # What a network sees of each data set, crops taken: (channels, height, width), classes, labels.
 SEEN: dict[str, tuple[tuple[int, int, int], int, int]] = {
@@ -28,6 +27,7 @@ SEEN: dict[str, tuple[tuple[int, int, int], int, int]] = {
     "cifar10": ((3, 24, 24), 10, 1),
     "smallnorb": ((2, 32, 32), 5, 1),
     "svhn": ((3, 32, 32), 10, 1),
+    "matrix-capsules": ((2, 32, 32), 5, 1),
 }
 
 # Parameters of the whole network, of its decoder, and the number of primary capsules. Those that
@@ -68,6 +68,23 @@ CNNS = {
     "multimnist/cnn-baseline-code": 24_535_306,
     "affnist/cnn-baseline": 13_325_066,
     "smallnorb/cnn-baseline": 4_253_349,
+    "matrix-capsules/cnn-baseline": 4_253_349,
+}
+
+# 316,650 and 68,618 are those of paper_spec B0. With vectors a transform has 256 numbers for 16:
+# 15 · 16 · (9 · 32 · 32 · 2 + 32 · 5) more; with 256 channels 224 · (2 · 25 + 1 + 32 · 17) more.
+MATCAPS = {
+    **dict.fromkeys(
+        [
+            *("matcaps-em1", "matcaps-em2", "matcaps-em3", "matcaps-em5", "matcaps-em3-nocoord"),
+            *("matcaps-em3-margin", "matcaps-em3-crossentropy", "matcaps-em3-mixing"),
+            *("matcaps-em1-code", "matcaps-em2-code", "matcaps-em3-code"),
+        ],
+        316_650,
+    ),
+    **dict.fromkeys(["matcaps-small-em3", "matcaps-small-em3-code"], 68_618),
+    **dict.fromkeys(["matcaps-em3-vector", "matcaps-em3-vector-nocoord"], 316_650 + 4_462_080),
+    "matcaps-em3-conv256": 316_650 + 133_280,
 }
 
 
@@ -92,13 +109,8 @@ def size(module: torch.nn.Module | None) -> int:
 
 
 def test_no_network_is_left_out() -> None:
-    named = {
-        f"{group}/{name}"
-        for group, models in PARAMS.models.items()
-        for name, spec in models.items()
-        if spec.family in FAMILIES
-    }
-    assert named == {*CAPSNETS, *CNNS}
+    named = {f"{group}/{name}" for group, models in PARAMS.models.items() for name in models}
+    assert named == {*CAPSNETS, *CNNS, *(f"matrix-capsules/{name}" for name in MATCAPS)}
 
 
 @pytest.mark.parametrize("name", CAPSNETS)
@@ -141,6 +153,21 @@ def test_without_padding_the_baselines_are_far_from_what_was_printed(
     assert size(model) == parameters
     image_shape, classes, _ = SEEN[name.split("/")[0]]
     assert model(torch.empty(3, *image_shape, device="meta")).shape == (3, classes)
+
+
+@pytest.mark.parametrize("name", MATCAPS)
+def test_matrix_capsules(name: str) -> None:
+    spec = spec_of(f"matrix-capsules/{name}")
+    fields = spec.model_dump(exclude={"family", "stands_for", "reading"})
+    model = MODELS[spec.family](image_shape=(2, 32, 32), classes=5, **fields)
+    assert size(model) == MATCAPS[name]
+    assert model(torch.rand(1, 2, 32, 32)).shape == (1, 5)
+    assert model.classification_loss == spec.classification_loss
+    assert f"-em{spec.routing.iterations}" in name
+    assert name == spec.stands_for + ("-code" if spec.reading == "code" else "")
+    assert (spec.pose == "vector") == ("-vector" in name)
+    assert (spec.coordinates == "none") == ("-nocoord" in name)
+    assert (spec.routing.activation == "mixing-proportion") == ("-mixing" in name)
 
 
 def test_affnist_networks_are_of_similar_size() -> None:

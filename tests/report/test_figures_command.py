@@ -180,7 +180,7 @@ def test_without_records_it_says_how_to_get_them(bare: Place) -> None:
     assert f"`capsrepro run {TWO}` and `capsrepro overlap {TWO}`." in lines[7]
     best = MATRIX.replace("small-em3", "em3")
     assert f"`capsrepro run {best}` and `capsrepro votes {best}`." in lines[8]
-    assert f"run `capsrepro run {best}`." in lines[9]
+    assert f"run `capsrepro run {best}`." in lines[10]
     assert not bare.figures.exists()
 
 

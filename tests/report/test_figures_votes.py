@@ -63,10 +63,9 @@ def test_every_panel_has_the_histograms_of_its_image_and_class(
             assert [patch.get_label() for patch in drawn] == [f"iteration {n}" for n in (1, 2, 3)]
             for iteration, patch in enumerate(drawn):
                 values, edges, _ = patch.get_data()
-                # The first window is the smallest that holds them all.
-                expected = arrays["histograms"][item, iteration, number, 0, :-1]
+                expected = arrays["histograms"][item, iteration, number, window, :-1]
                 np.testing.assert_array_equal(values, expected)
-                np.testing.assert_allclose(edges, np.linspace(0, 0.5, BINS + 1))
+                np.testing.assert_allclose(edges, np.linspace(0, WINDOWS[window], BINS + 1))
 
 
 def test_the_first_figure_has_one_scale_and_the_second_logarithms(
