@@ -39,7 +39,8 @@ class MatrixCapsNet(nn.Module):
         routing: The fields of `EMRouting`.
         class_temperature_share: Factor on the inverse temperature of the class layer.
         initial: Starts: standard deviations conv1_std, pose_std, activation_std, conv_caps_std and
-            class_caps_std; constants conv1_bias, conv_beta_a, conv_beta_u, class_beta_a and class_beta_u.
+            class_caps_std; constants conv1_bias, conv_beta_a, conv_beta_u, class_beta_a and
+            class_beta_u.
         Others: see `MatrixCapsulesSpec` in capsrepro/schema/matrix_capsules.py.
 
     Attributes:

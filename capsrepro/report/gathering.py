@@ -11,6 +11,7 @@ from capsrepro.report.comparisons import with_comparisons
 from capsrepro.report.drawn_widths import with_drawn_widths
 from capsrepro.report.ensembles import with_ensembles
 from capsrepro.report.histories import with_histories
+from capsrepro.report.multicrop import with_multicrops
 from capsrepro.report.summaries import Group, group_records
 from capsrepro.schema.params import Params
 
@@ -32,7 +33,8 @@ def gather(
     Raises:
         CapsreproError: A file that a record speaks of is missing or damaged.
     """
-    groups = with_comparisons(group_records(records, params), claims, params)
+    groups = with_multicrops(group_records(records, params), params)
+    groups = with_comparisons(groups, claims, params)
     if results is None:
         return groups
     groups = with_histories(groups, claims, results)

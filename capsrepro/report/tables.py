@@ -13,6 +13,7 @@ from capsrepro.report.headlines import (
     resolution_note,
 )
 from capsrepro.report.judging import Judgement
+from capsrepro.report.multicrop import multicrop_notes
 from capsrepro.report.published_columns import (
     Published,
     published_cells,
@@ -81,6 +82,7 @@ def _result_table(groups: Sequence[Group], published: Published, params: Params)
         *resolution_note(groups, metrics),
         *(selection_notes(protocol, params) if protocol else ()),
         *fgsm_note(groups),
+        *multicrop_notes(groups),
         *_notes(groups),
     )
     return Table(f"{first.protocol}-{first.version}", _title(groups), columns, rows, notes)

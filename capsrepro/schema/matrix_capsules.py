@@ -50,7 +50,9 @@ class MatrixInitialValues(Entry):
     conv_beta_a: float = Field(description="β_a of ConvCaps: 0.5; text: 0")
     conv_beta_u: float = Field(description="β_u of ConvCaps: 0.5; text: 0")
     class_beta_a: float = Field(description="β_a of the class capsules: 1; text: 0")
-    class_beta_u: float = Field(description="β_u of the class capsules: 2; text: 4, about −ln σ at the start")
+    class_beta_u: float = Field(
+        description="β_u of the class capsules: 2; text: 4, about −ln σ at the start"
+    )
 
 
 class MatrixCapsulesSpec(Entry):

@@ -79,6 +79,8 @@ def cut(params: dict[str, Any]) -> None:
         if "accuracy_pct" in recipe.get("stop", {}):
             changes["stop"] = recipe["stop"] | {"accuracy_pct": 0.01}
         protocol["recipe"] = recipe | changes
+        if "crops" in protocol.get("evaluations", {}):
+            protocol["evaluations"]["crops"]["offsets_px"] = [1]
         if "test_images" in protocol:
             protocol["test_images"] = MORE_COMPOSITES
     solids = {name: block for name, block in params["datasets"].items() if "solids" in name}
