@@ -22,6 +22,9 @@ from matplotlib import image as matplotlib_image
 from capsrepro.records import Record
 from capsrepro.report.figures import FIGURES
 
+# Whole commands: seconds each, left to `make test`.
+pytestmark = pytest.mark.slow
+
 ONE, TWO = "mnist-short/capsnet-r3-recon/seed-0", "multimnist-short/capsnet-r3-recon/seed-0"
 MATRIX = "matcaps-mnist-short/matcaps-small-em3/seed-0"
 HISTORY = [{"epoch": n, "step": 469 * n, "train_loss": 1 / n} for n in (1.0, 2.0)]

@@ -11,6 +11,9 @@ import pytest
 from capsrepro.files import sha256_of_file
 from capsrepro.records import read_record, write_record
 
+# Whole commands: seconds each, left to `make test`.
+pytestmark = pytest.mark.slow
+
 MATRIX, CAPSNET, CNN = (
     f"digits/{model}/seed-0" for model in ("matcaps", "capsnet-r3-recon", "cnn-baseline")
 )

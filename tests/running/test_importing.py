@@ -343,6 +343,9 @@ import os, pathlib, shutil, signal, sys
 import capsrepro.running.importing  # once for all children
 from capsrepro.cli.main import _run
 
+# Whole commands: seconds each, left to `make test`.
+pytestmark = pytest.mark.slow
+
 def dying(act):
     def acting(*arguments, **options):
         global left
