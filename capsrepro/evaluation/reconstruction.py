@@ -38,10 +38,16 @@ def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, floa
         all three means over the true digits of all images; `absent_energy`, of what is drawn for a
         class that is not in the image, the mean over all those. DR17 Fig. 5 says that absent digits
         come out near empty: `absent_energy_pct` is 100 · absent / present.
+
+        No decoder ever learned to draw nothing: `empty_energy` is that of its picture of a capsule
+        of zeros. `present_change` and `absent_change` are what a capsule adds to that picture, the
+        squared differences from it; `absent_change_pct` is 100 · absent / present of these.
     """
     model.eval()
-    sums = dict.fromkeys(("sse", "target", "present", "absent"), 0.0)
+    names = ("sse", "target", "present", "absent", "present_change", "absent_change")
+    sums = dict.fromkeys(names, 0.0)
     labels_seen = absent_seen = 0
+    empty_CHW = _drawn_from_nothing(model, split)
     with torch.inference_mode():
         for batch in split:
             capsules_BKD = model.class_capsules(batch.images)
@@ -56,16 +62,33 @@ def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, floa
             sums["target"] += float(batch.targets.square().double().sum())
             sums["present"] += float((energy_BK * present_BK).sum())
             sums["absent"] += float((energy_BK * (1 - present_BK)).sum())
+            change_BK = (drawn_BKCHW - empty_CHW).square().flatten(2).sum(2).double()
+            sums["present_change"] += float((change_BK * present_BK).sum())
+            sums["absent_change"] += float((change_BK * (1 - present_BK)).sum())
             labels_seen += batch.labels.numel()
             absent_seen += int((1 - present_BK).sum())
     present, absent = sums["present"] / labels_seen, sums["absent"] / absent_seen
+    added = sums["present_change"] / labels_seen, sums["absent_change"] / absent_seen
     return {
         "digit_sse": sums["sse"] / labels_seen,
         "target_energy": sums["target"] / labels_seen,
         "present_energy": present,
         "absent_energy": absent,
         "absent_energy_pct": 100 * absent / present,
+        "empty_energy": float(empty_CHW.square().double().sum()),
+        "present_change": added[0],
+        "absent_change": added[1],
+        "absent_change_pct": 100 * added[1] / added[0],
     }
+
+
+def _drawn_from_nothing(model: Any, split: EvaluationSplit) -> Tensor:
+    """What the decoder makes of a capsule of zeros, whichever class it is of: (C, H, W)."""
+    with torch.inference_mode():
+        capsules_BKD = model.class_capsules(next(iter(split)).images[:1])
+        first = torch.zeros(1, 1, dtype=torch.int64, device=capsules_BKD.device)
+        picture_CHW: Tensor = model.decoder(torch.zeros_like(capsules_BKD), first)[0, 0]
+    return picture_CHW
 
 
 def draw_examples(model: Any, split: EvaluationSplit, right: int, wrong: int) -> Arrays:

@@ -81,6 +81,11 @@ def test_energies_by_hand() -> None:
             "present_energy": present,
             "absent_energy": absent,
             "absent_energy_pct": 100 * absent / present,
+            # Nothing is drawn as class 0, which is black.
+            "empty_energy": 0,
+            "present_change": present,
+            "absent_change": absent,
+            "absent_change_pct": 100 * absent / present,
         }
     )
 
@@ -106,7 +111,9 @@ def test_measured_as_one_picture_at_a_time(model, said, labels_per_image, batch_
         model = small_capsnets.capsnet(**small_capsnets.TWO_DIGITS)
         split = small_capsnets.composites(TEXT, batch_size, 12)
     present, absent, errors, energies = [], [], [], []
+    added: dict[bool, list[float]] = {True: [], False: []}
     with torch.no_grad():
+        empty = model.decoder(torch.zeros(1, 10, 16), torch.tensor([[7]]))[0, 0].double()
         for image, labels, targets in small_capsnets.one_by_one(split):
             capsules = model.class_capsules(image)
             targets_of = dict(zip(labels[0].tolist(), targets[0], strict=True))
@@ -114,6 +121,7 @@ def test_measured_as_one_picture_at_a_time(model, said, labels_per_image, batch_
                 drawn = model.decoder(capsules, torch.tensor([[name]]))[0, 0].double()
                 energy = float((drawn**2).sum())
                 (present if name in targets_of else absent).append(energy)
+                added[name in targets_of].append(float(((drawn - empty) ** 2).sum()))
                 if name in targets_of:
                     errors.append(float(((drawn - targets_of[name]) ** 2).sum()))
                     energies.append(float((targets_of[name].double() ** 2).sum()))
@@ -124,6 +132,10 @@ def test_measured_as_one_picture_at_a_time(model, said, labels_per_image, batch_
         "present_energy": np.mean(present),
         "absent_energy": np.mean(absent),
         "absent_energy_pct": 100 * np.mean(absent) / np.mean(present),
+        "empty_energy": float((empty**2).sum()),
+        "present_change": np.mean(added[True]),
+        "absent_change": np.mean(added[False]),
+        "absent_change_pct": 100 * np.mean(added[False]) / np.mean(added[True]),
     }
     assert measure_reconstruction(model.train(), split) == pytest.approx(expected, rel=1e-5)
     assert not model.training
