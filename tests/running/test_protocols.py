@@ -62,6 +62,9 @@ def cut_model(model: dict[str, Any]) -> dict[str, Any]:
     small = {key: value for key, value in SMALL.items() if model.get(key)}
     if model["family"] == "pooled-cnn":
         small["conv_channels"] = [4, 4]
+    if model["family"] == "matrix-capsules":
+        # Fewer places: tens of thousands of images are tested.
+        small |= {"conv1_stride": 6, "conv_kernels": [3, 1]}
     return model | small
 
 
