@@ -220,6 +220,7 @@ def found_by(
         return metrics | {"tied_images": 0.0}, {}, {"scores": scores, "labels": labels}
     assert kind == "reconstruct"
     names = ("digit_sse", "target_energy", "present_energy", "absent_energy", "absent_energy_pct")
+    names += ("empty_energy", "present_change", "absent_change", "absent_change_pct")
     asked = spec.protocol.evaluations.reconstruct
     if asked and asked.perturbed_digits:
         names += tuple(f"width_r2_{x}" for x in WIDTHS)

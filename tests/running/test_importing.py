@@ -17,6 +17,9 @@ from capsrepro.files import sha256_of_file
 from capsrepro.records import Failure, read_record, write_record
 from capsrepro.running import control
 
+# Whole commands: seconds each, left to `make test`.
+pytestmark = pytest.mark.slow
+
 MANIFEST = "results/datasets/digits.json"
 CARRIED = [MANIFEST, f"results/{ARRAYS}", f"results/{HISTORY}"] + [
     f"results/runs/{RUN}/{kind}.json" for kind in ("fgsm", "reconstruct", "train")
@@ -342,9 +345,6 @@ IMPORT_AND_DIE = """
 import os, pathlib, shutil, signal, sys
 import capsrepro.running.importing  # once for all children
 from capsrepro.cli.main import _run
-
-# Whole commands: seconds each, left to `make test`.
-pytestmark = pytest.mark.slow
 
 def dying(act):
     def acting(*arguments, **options):
