@@ -96,3 +96,8 @@ METRICS: dict[str, Metric] = {
     "wall_time_s": Metric("wall time", "s", "lower"),
     "peak_memory_mib": Metric("peak memory", "MiB", "lower"),
 }
+
+
+def stem_of(metric: str) -> str:
+    """What the counts behind an error or an accuracy begin with: test_errors, test_images."""
+    return metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")

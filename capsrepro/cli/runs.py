@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from capsrepro.config import RunSpec, load_params, resolve_run
-from capsrepro.metrics import METRICS
+from capsrepro.metrics import METRICS, stem_of
 from capsrepro.project import Project, find_project
 from capsrepro.records import Record
 from capsrepro.running.parent import die_with_parent
@@ -88,7 +88,7 @@ def run(
 
 
 def _counts(record: Record, metric: str) -> str:
-    stem = metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")
+    stem = stem_of(metric)
     errors, images = record.metrics[f"{stem}_errors"], record.metrics[f"{stem}_images"]
     return f"{errors:.0f} wrong of {images:,.0f} images"
 

@@ -10,7 +10,7 @@ even positions: at exactly one half it keeps every second pixel and averages not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def prepare_viewpoints(
         raw_root: See `prepare`.
         parameters: See `prepare`.
 
-    Yields:
+    Returns:
         `train`, the 8,100 familiar pairs of the official training split; `familiar` and `novel`,
         the 8,100 familiar and the 16,200 other pairs of the test split. Arrays as in `prepare`.
 
@@ -82,13 +82,19 @@ def prepare_viewpoints(
         UsageError: There is no such halving.
         CapsreproError: A file is missing or is not what it should be.
     """
-    arrays = _read(raw_root, "train", parameters)
-    familiar = familiar_viewpoints(arrays[2], by)
-    yield "train", _part(arrays, familiar)
-    arrays = _read(raw_root, "test", parameters)
-    familiar = familiar_viewpoints(arrays[2], by)
-    yield "familiar", _part(arrays, familiar)
-    yield "novel", _part(arrays, ~familiar)
+    pairs = ((split, _read(raw_root, split, parameters)) for split in PREFIXES)
+    return part_by_viewpoint(by, pairs)
+
+
+def part_by_viewpoint(by: Viewpoint, pairs: Iterable[tuple[str, Arrays]]) -> Splits:
+    """Keep the familiar pairs of `train`, and part those of `test` into `familiar` and `novel`."""
+    for split, arrays in pairs:
+        familiar = familiar_viewpoints(arrays[2], by)
+        if split == "train":
+            yield split, _part(arrays, familiar)
+        else:
+            yield "familiar", _part(arrays, familiar)
+            yield "novel", _part(arrays, ~familiar)
 
 
 def familiar_viewpoints(factors: NDArray[np.uint8], by: Viewpoint) -> NDArray[np.bool_]:
@@ -185,14 +191,14 @@ DATASET = Dataset(
     factors=FACTORS,
 )
 
-_VIEWPOINT_COUNTS = {"train": 8_100, "familiar": 8_100, "novel": 16_200}
+VIEWPOINT_COUNTS = {"train": 8_100, "familiar": 8_100, "novel": 16_200}
 
 AZIMUTH = replace(
     DATASET,
     name="smallnorb-azimuth",
     title="smallNORB, trained on a third of the azimuths",
     prepare=partial(prepare_viewpoints, "azimuth"),
-    counts=_VIEWPOINT_COUNTS,
+    counts=VIEWPOINT_COUNTS,
 )
 
 ELEVATION = replace(
@@ -200,5 +206,5 @@ ELEVATION = replace(
     name="smallnorb-elevation",
     title="smallNORB, trained on a third of the elevations",
     prepare=partial(prepare_viewpoints, "elevation"),
-    counts=_VIEWPOINT_COUNTS,
+    counts=VIEWPOINT_COUNTS,
 )

@@ -22,10 +22,11 @@ from capsrepro.data.dataset import Dataset, Images, Parameter, Split, Splits
 from capsrepro.data.smallnorb import (
     FACTORS,
     INSTANCES,
+    VIEWPOINT_COUNTS,
     Arrays,
     Viewpoint,
     average,
-    familiar_viewpoints,
+    part_by_viewpoint,
 )
 from capsrepro.data.solids_shapes import DRAWS, SHAPES, Solid, shape_solid
 from capsrepro.data.solids_view import LIGHTINGS, SIDE_PX, STEREO_DEG, brightness, face_map
@@ -71,20 +72,14 @@ def prepare_viewpoints(
         raw_root: Not used.
         parameters: See `prepare`.
 
-    Yields:
+    Returns:
         `train`, the familiar third of the training pairs; `familiar` and `novel`, the familiar
         third and the rest of the test pairs. Arrays as in `prepare`.
 
     Raises:
         UsageError: `instances` or `lightings` is out of its range.
     """
-    for split, (images, labels, factors) in _pairs(parameters):
-        familiar = familiar_viewpoints(factors, by)
-        parts = (
-            {split: familiar} if split == "train" else {"familiar": familiar, "novel": ~familiar}
-        )
-        for part, chosen in parts.items():
-            yield part, Split(images[chosen], labels[chosen], factors[chosen])
+    return part_by_viewpoint(by, _pairs(parameters))
 
 
 def make_solid(shape: str, instance: int, seed: int) -> Solid:
@@ -165,14 +160,12 @@ DATASET = Dataset(
     factors=FACTORS,
 )
 
-_VIEWPOINT_COUNTS = {"train": 8_100, "familiar": 8_100, "novel": 16_200}
-
 AZIMUTH = replace(
     DATASET,
     name="solids-azimuth",
     title="solids, trained on a third of the azimuths (generated, not smallNORB)",
     prepare=partial(prepare_viewpoints, "azimuth"),
-    counts=_VIEWPOINT_COUNTS,
+    counts=VIEWPOINT_COUNTS,
 )
 
 ELEVATION = replace(
@@ -180,5 +173,5 @@ ELEVATION = replace(
     name="solids-elevation",
     title="solids, trained on a third of the elevations (generated, not smallNORB)",
     prepare=partial(prepare_viewpoints, "elevation"),
-    counts=_VIEWPOINT_COUNTS,
+    counts=VIEWPOINT_COUNTS,
 )

@@ -47,7 +47,6 @@ def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, floa
     names = ("sse", "target", "present", "absent", "present_change", "absent_change")
     sums = dict.fromkeys(names, 0.0)
     labels_seen = absent_seen = 0
-    empty_CHW = _drawn_from_nothing(model, split)
     with torch.inference_mode():
         for batch in split:
             capsules_BKD = model.class_capsules(batch.images)
@@ -62,6 +61,8 @@ def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, floa
             sums["target"] += float(batch.targets.square().double().sum())
             sums["present"] += float((energy_BK * present_BK).sum())
             sums["absent"] += float((energy_BK * (1 - present_BK)).sum())
+            # The same for every class and batch.
+            empty_CHW = model.decoder(torch.zeros_like(capsules_BKD[:1]), classes_BK[:1, :1])[0, 0]
             change_BK = (drawn_BKCHW - empty_CHW).square().flatten(2).sum(2).double()
             sums["present_change"] += float((change_BK * present_BK).sum())
             sums["absent_change"] += float((change_BK * (1 - present_BK)).sum())
@@ -80,15 +81,6 @@ def measure_reconstruction(model: Any, split: EvaluationSplit) -> dict[str, floa
         "absent_change": added[1],
         "absent_change_pct": 100 * added[1] / added[0],
     }
-
-
-def _drawn_from_nothing(model: Any, split: EvaluationSplit) -> Tensor:
-    """What the decoder makes of a capsule of zeros, whichever class it is of: (C, H, W)."""
-    with torch.inference_mode():
-        capsules_BKD = model.class_capsules(next(iter(split)).images[:1])
-        first = torch.zeros(1, 1, dtype=torch.int64, device=capsules_BKD.device)
-        picture_CHW: Tensor = model.decoder(torch.zeros_like(capsules_BKD), first)[0, 0]
-    return picture_CHW
 
 
 def draw_examples(model: Any, split: EvaluationSplit, right: int, wrong: int) -> Arrays:

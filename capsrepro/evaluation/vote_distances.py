@@ -19,9 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capsrepro.models.capsule_layers import Capsules
-from capsrepro.models.votes import FactoredVotes
-
 
 class Routed(NamedTuple):
     """What routing made of some images in the class layer.
@@ -37,19 +34,6 @@ class Routed(NamedTuple):
     activations: Tensor
 
 
-def class_votes(layer: Any, children: Capsules) -> FactoredVotes:
-    """The votes that every class capsule gets: its layer has one place, which sees all children.
-
-    Args:
-        layer: The `RoutedCapsules` of the classes.
-        children: All capsules below.
-    """
-    X = children.poses.shape[1]
-    patches_NBRK = children.poses.flatten(1, 2).transpose(0, 1)
-    transforms_NKJC = layer.transforms_KIKJC.expand(X, -1, -1, -1, -1).flatten(0, 1)
-    return FactoredVotes(patches_NBRK, transforms_NKJC, layer.offsets)
-
-
 def route_classes(model: Any, images_BCHW: Tensor) -> Routed:
     """Route some images and look at the class layer after each iteration.
 
@@ -61,7 +45,7 @@ def route_classes(model: Any, images_BCHW: Tensor) -> Routed:
         Everything on the CPU, where sums by bins come out the same every time.
     """
     children = model.conv_caps(model.primary_capsules(images_BCHW))
-    votes = class_votes(model.class_caps, children)
+    votes = model.class_caps.votes(children)
     iterations = model.class_caps.route(children)
     distances = [
         votes.distances(parents.poses, torch.ones_like(parents.poses)).sqrt()

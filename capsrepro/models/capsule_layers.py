@@ -101,21 +101,22 @@ class RoutedCapsules(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         self.factored = True
 
-    def route(self, children: Capsules) -> list[Parents]:
-        """What every iteration of the routing fits to these children."""
+    def votes(self, children: Capsules) -> Votes:
+        """Votes of N = K·I children for each type of parent at T = B·L places."""
         L, K = self.fields.windows.shape
         B, _, I, R, C = children.poses.shape
         N = K * I
         patches_BLKF = self.fields.patches(children.poses.flatten(2))
         patches_NTRK = patches_BLKF.view(B * L, N, R, C).transpose(0, 1)
-        activations_TN = self.fields.patches(children.activations).view(B * L, N)
         transforms_NKJC = self.transforms_KIKJC.expand(K, -1, -1, -1, -1).flatten(0, 1)
         factors = patches_NTRK, transforms_NKJC, self.offsets
-        votes: Votes = (
-            FactoredVotes(*factors) if self.factored else WrittenVotes(write_votes(*factors))
-        )
+        return FactoredVotes(*factors) if self.factored else WrittenVotes(write_votes(*factors))
+
+    def route(self, children: Capsules) -> list[Parents]:
+        """What every iteration of the routing fits to these children."""
+        activations_TN = self.fields.patches(children.activations).flatten(0, 1).flatten(1)
         betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
-        return em_routing(votes, activations_TN, self.fields, *betas, self.how)
+        return em_routing(self.votes(children), activations_TN, self.fields, *betas, self.how)
 
     def capsules_of(self, parents: Parents, images: int) -> Capsules:
         """The parents of one iteration as a layer of capsules of `images` images."""

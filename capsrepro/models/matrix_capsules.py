@@ -29,6 +29,9 @@ from capsrepro.models.receptive_fields import ReceptiveFields
 
 Coordinates = Literal["none", "right-column", "first-two"]
 
+_TERMS = {"spread": "spread_loss", "margin": "margin_loss", "cross-entropy": "cross_entropy"}
+"""Name in the history of each loss that the network may be trained on."""
+
 
 class MatrixCapsNet(nn.Module):
     """Convolution, primary capsules, layers of ConvCaps and class capsules, routed by EM.
@@ -145,8 +148,7 @@ class MatrixCapsNet(nn.Module):
         loss = loss_B.mean()
         if self.loss_reduction == "mean":
             loss = loss / self.classes
-        name = f"{self.classification_loss.replace('-', '_').removesuffix('_loss')}"
-        return Objective(loss, {name if "_" in name else f"{name}_loss": loss}, activations_BK)
+        return Objective(loss, {_TERMS[self.classification_loss]: loss}, activations_BK)
 
 
 class Grid(NamedTuple):

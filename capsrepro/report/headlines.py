@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from capsrepro.metrics import stem_of
 from capsrepro.report.formatting import (
     heading,
     mean_and_sd,
@@ -81,7 +82,7 @@ def _tested(group: Group) -> Iterator[str]:
 
 def _counted_by(metric: str) -> str:
     """The name of its number of images: test_images for test_error_pct and test_accuracy_pct."""
-    return metric.removesuffix("_error_pct").removesuffix("_accuracy_pct") + "_images"
+    return stem_of(metric) + "_images"
 
 
 def _images(group: Group, metric: str) -> int | None:

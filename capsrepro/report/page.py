@@ -54,7 +54,7 @@ def all_tables(
     published = list(claims)
     groups = gather(records, published, params, results)
     # Facts of the data stand trial for claims, but are no model and have no row in a table.
-    facts = data_groups(params, results) if results is not None else []
+    facts = data_groups(params, results)
     judgements = judge(published, [*groups, *facts], params)
     tables: dict[str, list[Table]] = {}
     for name in protocols or dict.fromkeys(group.protocol for group in groups):

@@ -16,6 +16,7 @@ from capsrepro.claims import Claim, OrderingClaim
 from capsrepro.config import RunSpec, requested_runs, resolve_run
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
+from capsrepro.metrics import stem_of
 from capsrepro.records import Record
 from capsrepro.report.measurements import Fact, Measurement, kept_files, measurements
 from capsrepro.schema.params import Params
@@ -107,7 +108,7 @@ class Group:
         A split of another name has a size of its own: `affnist_accuracy_pct` was measured on
         `affnist_images`.
         """
-        stem = metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")
+        stem = stem_of(metric)
         sizes = [m for m in self.measurements if m.metric == f"{stem}_images"]
         sizes = sizes or [m for m in self.measurements if m.metric == "test_images"]
         own = [m for m in sizes if m.setting == (setting or {})] or sizes[:1]

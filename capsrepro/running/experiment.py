@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from capsrepro.data.prepared import Manifest, read_manifest
 from capsrepro.errors import CapsreproError
 from capsrepro.evaluation.accuracy import measure_accuracy
 from capsrepro.files import check_writable, digest, sha256_of_file, write_text
+from capsrepro.metrics import stem_of
 from capsrepro.project import Project
 from capsrepro.records import (
     HISTORY,
@@ -70,7 +72,8 @@ def current_record(project: Project, spec: RunSpec) -> tuple[Record | None, str 
 
 
 def _finder(project: Project) -> matching.Find:
-    return lambda run: find_record(project.run_folder(run), KIND)
+    """Train records by the name of their run, each read from its file once."""
+    return cache(lambda run: find_record(project.run_folder(run), KIND))
 
 
 def _data_digest(project: Project, spec: RunSpec) -> str | None:
@@ -276,7 +279,7 @@ def _named(measured: dict[str, float], metric: str) -> dict[str, float]:
     """The same measurement under the name that the claims have for it, error or accuracy."""
     if metric == "test_error_pct":
         return measured
-    stem = metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")
+    stem = stem_of(metric)
     error_pct = measured["test_error_pct"]
     return {
         metric: error_pct if metric.endswith("_error_pct") else 100 - error_pct,

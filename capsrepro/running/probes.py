@@ -77,13 +77,7 @@ def _routing(project: Project, spec: RunSpec, device: torch.device) -> list[loop
     if asked is None or spec.model_name not in asked.models:
         return []
     iterations = asked.iterations
-    examples = load_examples(spec.protocol.dataset, "train", project.data, device)
-    split = EvaluationSplit(
-        examples,
-        batch_size=_PROBED,
-        operations=spec.protocol.recipe.operations,
-        count=min(_PROBED, examples.items),
-    )
+    split = _first_of_training(project, spec, device, _PROBED)
 
     def probe(model: nn.Module) -> dict[str, float]:
         curves = measure_routing(model, split, iterations)
@@ -101,12 +95,18 @@ def _stability(project: Project, spec: RunSpec, device: torch.device) -> list[lo
     """Variances, activations, assignments and gradients of a network that is routed by EM."""
     if spec.model.family != "matrix-capsules":
         return []
-    examples = load_examples(spec.protocol.dataset, "train", project.data, device)
-    split = EvaluationSplit(
-        examples,
-        batch_size=_WATCHED,
-        operations=spec.protocol.recipe.operations,
-        count=min(_WATCHED, examples.items),
-    )
-    (batch,) = split
+    (batch,) = _first_of_training(project, spec, device, _WATCHED)
     return [lambda model: measure_stability(cast(MatrixCapsNet, model), batch)]
+
+
+def _first_of_training(
+    project: Project, spec: RunSpec, device: torch.device, most: int
+) -> EvaluationSplit:
+    """The first training images without anything random, at most so many, as one batch."""
+    examples = load_examples(spec.protocol.dataset, "train", project.data, device)
+    return EvaluationSplit(
+        examples,
+        batch_size=most,
+        operations=spec.protocol.recipe.operations,
+        count=min(most, examples.items),
+    )

@@ -171,7 +171,7 @@ def _close_epoch(
     state: TrainingState, recipe: Recipe, epoch: float, images_per_s: float
 ) -> dict[str, float]:
     """Turn the totals into an entry of the history and start the next epoch."""
-    entry = {name: float(total) / state.images for name, total in state.totals.items()}
+    entry = _means(state)
     if not all(map(math.isfinite, entry.values())):
         raise _diverged(state, epoch)
     entry = {"step": state.step, "epoch": epoch} | entry
@@ -184,9 +184,13 @@ def _close_epoch(
     return entry
 
 
+def _means(state: TrainingState) -> dict[str, float]:
+    """Of all that was summed up since the epoch began."""
+    return {name: float(total) / state.images for name, total in state.totals.items()}
+
+
 def _diverged(state: TrainingState, epoch: float) -> DivergedError:
     """The end of a run whose loss went away; what is finite of its last epoch stays on record."""
-    entry = {name: float(total) / state.images for name, total in state.totals.items()}
-    finite = {name: value for name, value in entry.items() if math.isfinite(value)}
+    finite = {name: value for name, value in _means(state).items() if math.isfinite(value)}
     state.history.append({"step": state.step, "epoch": epoch} | finite)
     return DivergedError(state.step)

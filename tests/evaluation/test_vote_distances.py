@@ -16,7 +16,6 @@ from capsrepro.evaluation.vote_distances import (
     Routed,
     assignment_entropy,
     class_shares,
-    class_votes,
     route_classes,
     vote_histograms,
 )
@@ -84,7 +83,7 @@ def test_the_votes_are_those_that_the_layer_routes() -> None:
     children = model.conv_caps(model.primary_capsules(images()))
     (step,) = model.class_caps.route(children)
     weights_TJN = children.activations.flatten(1)[:, None].expand(-1, 5, -1) / 5
-    mean = class_votes(model.class_caps, children).moments(weights_TJN).mean
+    mean = model.class_caps.votes(children).moments(weights_TJN).mean
     torch.testing.assert_close(step.poses, mean)
 
 
