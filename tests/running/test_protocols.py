@@ -337,6 +337,7 @@ def test_a_rule_that_is_never_met_is_a_failed_record(others):
 def test_validation_never_opens_the_test_images(others, data, monkeypatch):
     """Once the data are known to be prepared, the file of the test images is gone."""
     run = "mnist-short-validate/capsnet-r3-recon/seed-0"
+    assembly.prepare_data(*others.inside(run))
     copy = others.workplace.root / "data"
     shutil.copytree(data / "prepared/mnist", copy / "prepared/mnist")
     others.workplace.env["CAPSREPRO_DATA"] = str(copy)
@@ -435,7 +436,8 @@ def test_two_digits_are_measured_by_overlap(protocol, trials):
     overlap = trials.record(run, "overlap")
     assert sum(overlap.curves["composites"]) == 10_000
     error = overlap.metrics["test_error_pct"]
-    assert error == trials.record(run).metrics["test_error_pct"]
+    if "test_images" not in PROTOCOLS[protocol]:  # else the run was tested on more composites
+        assert error == trials.record(run).metrics["test_error_pct"]
     assert overlap.metrics["both_wrong_pct"] <= overlap.metrics["label_error_pct"] <= error
 
 
