@@ -77,6 +77,12 @@ class _Claim(_Entry):
     condition: dict[str, StrictStr | StrictInt | StrictFloat] = Field(
         default={}, description="What else must hold: {epsilon: 0.2, attack: fgsm}."
     )
+    against_pct: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Error printed for the model `against` names, where the claim is a reduction.",
+    )
     verbatim: Sentence = Field(description="The figure as printed; the reading, if digitised.")
     locator: Sentence = Field(description="Table and row, figure and panel, or section.")
     source: Literal["text", "figure", "derived"] = Field(
@@ -97,6 +103,9 @@ class _Claim(_Entry):
     )
     unverified: bool = Field(default=False, description="No source text seen: a lead, no target.")
     unreliable: bool = Field(default=False, description="Known to be wrong; `note` says why.")
+    unavailable: Sentence | None = Field(
+        default=None, description="What it would take that cannot be had: why nothing was run."
+    )
     note: Sentence | None = Field(default=None, description="Derivation, caveat, contradiction.")
 
     @model_validator(mode="after")
@@ -131,6 +140,11 @@ class ValueClaim(_Claim):
     )
     n: int | None = Field(default=None, ge=1, description="Trials or seeds, when stated.")
     test_size: int | None = Field(default=None, ge=1, description="Test samples, when known.")
+    last_place: float | None = Field(
+        default=None,
+        gt=0,
+        description="One unit of the last digit that counts, where zeros at the end do not.",
+    )
 
     @model_validator(mode="after")
     def _spread_has_a_kind(self) -> Self:

@@ -30,6 +30,7 @@ DATASETS: dict[str, Dataset] = {
     "smallnorb": smallnorb.DATASET,
     "smallnorb-azimuth": smallnorb.AZIMUTH,
     "smallnorb-elevation": smallnorb.ELEVATION,
+    "smallnorb-monocular": smallnorb.MONOCULAR,
     "solids": solids.DATASET,
     "solids-azimuth": solids.AZIMUTH,
     "solids-elevation": solids.ELEVATION,

@@ -1,4 +1,4 @@
-"""smallNORB: stereo pairs of 50 toys, and the splits by viewpoint that EM18 makes of them.
+"""smallNORB: stereo pairs of 50 toys, EM18's splits by viewpoint, and the pairs taken apart.
 
 A split of 24,300 pairs is a full grid: 5 categories × 5 toys × 9 elevations × 18 azimuths ×
 6 lightings, each once; no toy is in both splits.
@@ -26,6 +26,7 @@ from capsrepro.errors import UsageError
 
 CLASSES = ("animal", "human", "plane", "truck", "car")
 FACTORS = ("instance", "elevation", "azimuth", "lighting")
+CAMERAS = ("left", "right")
 COUNT = 24_300
 PREFIXES = {
     "train": "smallnorb-5x46789x9x18x6x2x96x96-training",
@@ -95,6 +96,45 @@ def part_by_viewpoint(by: Viewpoint, pairs: Iterable[tuple[str, Arrays]]) -> Spl
         else:
             yield "familiar", _part(arrays, familiar)
             yield "novel", _part(arrays, ~familiar)
+
+
+def prepare_monocular(raw_root: Path, parameters: Mapping[str, Parameter]) -> Splits:
+    """Read the same files, and make an example of each camera's image (Gritzman 2019).
+
+    Args:
+        raw_root: See `prepare`.
+        parameters: See `prepare`.
+
+    Yields:
+        `train` and `test`, twice as many images as there are pairs, ordered as `take_apart` says.
+
+    Raises:
+        UsageError: There is no such halving.
+        CapsreproError: A file is missing or is not what it should be.
+    """
+    for split in PREFIXES:
+        yield split, take_apart(_read(raw_root, split, parameters))
+
+
+def take_apart(pairs: Arrays) -> Split:
+    """Part every pair into its two images, the left one first, so that pairs stay neighbours.
+
+    Args:
+        pairs: Images (count, 2, height, width), labels (count, 1) and factors (count, 4).
+
+    Returns:
+        Images (2·count, 1, height, width), of which 2·n and 2·n + 1 are the left and the right of
+        pair n, labels (2·count, 1), and factors (2·count, 5), the last of which is the camera, an
+        index of `CAMERAS`. The images share the memory of the pairs.
+    """
+    images, labels, factors = pairs
+    count, cameras, *sides = images.shape
+    camera = np.tile(np.arange(cameras, dtype=np.uint8), count)
+    return Split(
+        images.reshape(count * cameras, 1, *sides),
+        labels.repeat(cameras, axis=0),
+        np.column_stack([factors.repeat(cameras, axis=0), camera]),
+    )
 
 
 def familiar_viewpoints(factors: NDArray[np.uint8], by: Viewpoint) -> NDArray[np.bool_]:
@@ -207,4 +247,14 @@ ELEVATION = replace(
     title="smallNORB, trained on a third of the elevations",
     prepare=partial(prepare_viewpoints, "elevation"),
     counts=VIEWPOINT_COUNTS,
+)
+
+MONOCULAR = replace(
+    DATASET,
+    name="smallnorb-monocular",
+    title="smallNORB, each camera's image an example of its own",
+    prepare=prepare_monocular,
+    image_shape=(1, 48, 48),
+    counts={split: COUNT * len(CAMERAS) for split in PREFIXES},
+    factors=(*FACTORS, "camera"),
 )

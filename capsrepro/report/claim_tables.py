@@ -64,7 +64,10 @@ def verdict_counts_table(judgements: Sequence[Judgement]) -> Table:
         (Cell(paper, paper), *(Cell(plain(found[s]), found[s]) for s in statuses))
         for paper, found in counts.items()
     )
-    notes = ("context: cited from others, unverified, or measured by independent reproductions.",)
+    notes = (
+        "not available: what it was measured on could not be had.",
+        "context: cited from others, unverified, or measured by independent reproductions.",
+    )
     return Table("verdicts", "Verdicts on the published claims", columns, rows, notes)
 
 

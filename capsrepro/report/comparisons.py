@@ -1,8 +1,8 @@
-"""What runs measured in terms of others: by how much they err less, and whom they were matched to.
+"""What runs measured in terms of others: how much less they err, and whom they were matched to.
 
-A claim about fewer errors names in its condition what they are fewer than: `against` is another
-model of the same protocol, and its runs are compared seed by seed (EM18 §5.1), unless a key such as
-`against_test_error_pct` gives the error itself, which is then that of a published network.
+A claim about fewer errors or parameters names in its condition what they are fewer than: `against`
+is another model of the same protocol, and its runs are compared seed by seed (EM18 §5.1), unless a
+key such as `against_test_error_pct` gives the number, which is then that of a published network.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ REDUCTIONS = {
 }
 """Which error each of these metrics is a reduction of: 100 (1 − ours / theirs)."""
 
+RATIOS = {"parameter_ratio": "parameters"}
+"""Which number each of these metrics is the factor of: theirs / ours."""
+
+_COMPARED = {**REDUCTIONS, **RATIOS}
+
 
 def with_comparisons(
     groups: Sequence[Group], claims: Iterable[Claim], params: Params
@@ -33,7 +38,7 @@ def with_comparisons(
         claims: All claims: a comparison is made where one of them asks for it.
         params: Says which protocols match their models to one another.
     """
-    asked = [claim for claim in claims if claim.judged and claim.metric in REDUCTIONS]
+    asked = [claim for claim in claims if claim.judged and claim.metric in _COMPARED]
     return [_matched(_compared(group, asked, groups), groups, params) for group in groups]
 
 
@@ -43,33 +48,37 @@ def _compared(group: Group, claims: Sequence[Claim], groups: Sequence[Group]) ->
         if isinstance(claim, OrderingClaim) or not group.stands_trial(claim, claim.model):
             continue
         metric, condition = claim.metric, claim.condition
-        values = _reductions(group, REDUCTIONS[metric], condition, groups)
+        values = _relative(group, metric, condition, groups)
         measured = Measurement(metric, {}, dict(condition), values)
         if values and measured not in found:
             found.append(measured)
     return replace(group, measurements=(*group.measurements, *found)) if found else group
 
 
-def _reductions(
-    group: Group, error: str, condition: Mapping[str, Fact], groups: Sequence[Group]
+def _relative(
+    group: Group, metric: str, condition: Mapping[str, Fact], groups: Sequence[Group]
 ) -> dict[int, float]:
-    """By seed: 100 (1 − ours / theirs) for one kind of error."""
-    ours = group.values(error)
-    published = condition.get(f"against_{error}")
+    """By seed: one of `REDUCTIONS` or `RATIOS`."""
+    compared = _COMPARED[metric]
+    ours = group.values(compared)
+    published = condition.get(f"against_{compared}")
     if isinstance(published, int | float):
         theirs = dict.fromkeys(ours, float(published))
     else:
-        theirs = _opponent_errors(group, error, condition.get("against"), groups)
-    return {seed: 100 * (1 - ours[seed] / theirs[seed]) for seed in ours if theirs.get(seed)}
+        theirs = _opponents(group, compared, condition.get("against"), groups)
+    pairs = {seed: (ours[seed], theirs[seed]) for seed in ours if theirs.get(seed)}
+    if metric in RATIOS:
+        return {seed: their / our for seed, (our, their) in pairs.items()}
+    return {seed: 100 * (1 - our / their) for seed, (our, their) in pairs.items()}
 
 
-def _opponent_errors(
-    group: Group, error: str, against: Fact | None, groups: Sequence[Group]
+def _opponents(
+    group: Group, metric: str, against: Fact | None, groups: Sequence[Group]
 ) -> dict[int, float]:
-    """Errors of the model of that name; those that are superseded stand behind the others."""
+    """Values of the model of that name; those that are superseded stand behind the others."""
     about = (group.protocol, group.version, against)
     same = [other for other in groups if (other.protocol, other.version, other.stands_for) == about]
-    return next((errors for other in same if (errors := other.values(error))), {})
+    return next((values for other in same if (values := other.values(metric))), {})
 
 
 def _matched(group: Group, groups: Sequence[Group], params: Params) -> Group:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from capsrepro.claims import BoundClaim, Claim, OrderingClaim, ValueClaim
+from capsrepro.report.comparisons import REDUCTIONS
 from capsrepro.report.measurements import Fact, Measurement
 from capsrepro.report.orderings import Comparison, compare, hardest, ordering_verdict
 from capsrepro.report.statistics import holm
@@ -165,12 +166,13 @@ def _where(point: Measurement) -> tuple[frozenset[tuple[str, Fact]], ...]:
 
 
 def _evidence(group: Group, measurement: Measurement) -> Evidence:
+    counted = REDUCTIONS.get(measurement.metric, measurement.metric)
     return Evidence(
         values=tuple(measurement.values.values()),
         budget=group.budget,
         failed=len(group.failed),
         superseded=group.superseded,
-        test_images=group.test_images(measurement.setting, measurement.metric),
+        test_images=group.test_images(measurement.setting, counted),
         members=group.members,
     )
 
@@ -203,6 +205,8 @@ def _with_orderings(judgements: list[Judgement], margins: Margins) -> list[Judge
 
 def _not_measured(claim: Claim, index: _Index) -> Verdict:
     """What is said when no runs stand trial: what is owed, or why it could not be measured."""
+    if claim.unavailable is not None:
+        return Verdict("not available", "{what}", {"what": claim.unavailable})
     if claim.protocol not in index:
         return Verdict("not run", f"no protocol is judged as {claim.protocol}")
     trained: list[Group] = []

@@ -12,18 +12,25 @@ from capsrepro.report.summaries import Group
 from capsrepro.report.verdicts import Verdict
 
 Published = Mapping[tuple[str | None, str], Sequence[Judgement]]
-"""Judged claims about a value by their names of protocol and model."""
+"""Claims about a value by their names of protocol and model."""
 
 
 def published_values(judgements: Iterable[Judgement]) -> Published:
-    """Those that are judged and hold without further conditions, in the order of the claims."""
-    found: dict[tuple[str | None, str], list[Judgement]] = {}
+    """Those that hold without further conditions, in the order of the claims.
+
+    What reproductions measured stands only where no paper's value does.
+    """
+    judged: dict[tuple[str | None, str], list[Judgement]] = {}
+    reproduced: dict[tuple[str | None, str], list[Judgement]] = {}
     for judgement in judgements:
         claim = judgement.claim
-        judged = judgement.verdict is not None and not claim.condition
-        if isinstance(claim, ValueClaim) and judged:
-            found.setdefault((claim.protocol, claim.model), []).append(judgement)
-    return found
+        if not isinstance(claim, ValueClaim) or claim.condition:
+            continue
+        if judgement.verdict is not None:
+            judged.setdefault((claim.protocol, claim.model), []).append(judgement)
+        elif claim.reported_by and not (claim.unverified or claim.unreliable):
+            reproduced.setdefault((claim.protocol, claim.model), []).append(judgement)
+    return reproduced | judged
 
 
 def published_columns(metrics: Sequence[str]) -> Iterator[Column]:
@@ -57,17 +64,29 @@ def _cells(
     if not judgements:
         return None, None
     claims = [judgement.claim for judgement in judgements]
-    verdicts = [_verdict(group, judgement) for judgement in judgements]
     published = "; ".join(
-        f"{prefixes[c.metric]}{c.verbatim} ({c.paper}, {c.locator})" for c in claims
+        f"{prefixes[c.metric]}{c.verbatim} ({c.reported_by or c.paper}, {c.locator})"
+        for c in claims
     )
     return (
         Cell(published, {"claim": "; ".join(c.id for c in claims), "verbatim": published}),
         Cell(
-            "; ".join(f"{verdict.status}: {explain(verdict)}" for verdict in verdicts),
-            "; ".join(verdict.status for verdict in verdicts),
+            "; ".join(_verdict_text(group, judgement) for judgement in judgements),
+            "; ".join(_verdict_status(group, judgement) for judgement in judgements),
         ),
     )
+
+
+def _verdict_text(group: Group, judgement: Judgement) -> str:
+    """A reproduction is never judged: nothing is said of how near ours come."""
+    if judgement.verdict is None:
+        return f"{judgement.status}: measured by {judgement.claim.reported_by}"
+    verdict = _verdict(group, judgement)
+    return f"{verdict.status}: {explain(verdict)}"
+
+
+def _verdict_status(group: Group, judgement: Judgement) -> str:
+    return judgement.status if judgement.verdict is None else _verdict(group, judgement).status
 
 
 def _verdict(group: Group, judgement: Judgement) -> Verdict:

@@ -16,7 +16,8 @@ from typing import Literal
 
 from capsrepro.claims import BoundClaim, ValueClaim
 from capsrepro.metrics import METRICS
-from capsrepro.report.statistics import Summary, summarise, two_test_sets_margin
+from capsrepro.report.margins import has_margin, margin_pp
+from capsrepro.report.statistics import Summary, summarise
 from capsrepro.schema.params import Margins
 
 FACTS = frozenset(
@@ -38,6 +39,7 @@ Status = Literal[
     "inconclusive",
     "not comparable",
     "not run",
+    "not available",
 ]
 
 
@@ -46,7 +48,7 @@ class Verdict:
     """What is said about a claim, and why.
 
     Attributes:
-        status: One of six.
+        status: One of seven.
         reason: A sentence with {names} of `numbers`.
         numbers: The figures of the reason.
         ours: Our summary in the metric's unit; of the better model, for an ordering.
@@ -98,11 +100,11 @@ def value_verdict(claim: ValueClaim, evidence: Evidence, margins: Margins) -> Ve
         incomparable(evidence)
         or _other_test_set(claim.test_size, evidence.test_images)
         or insufficient(evidence, margins)
-        or _without_margin(claim.metric, size)
+        or _without_margin(claim, size)
     )
     if barred is not None or ours.interval is None or size is None:
         return complete(barred or Verdict("inconclusive", "no interval"), ours, effect)
-    margin = two_test_sets_margin(claim.value, size, margins.confidence)
+    margin = margin_pp(claim, size, margins.confidence)
     # The number behind a digitised figure may lie anywhere within its reading error; a verdict
     # must hold wherever it lies.
     blur = claim.reading_error or 0.0
@@ -129,34 +131,40 @@ def bound_verdict(claim: BoundClaim, evidence: Evidence, margins: Margins) -> Ve
         interval = (min(evidence.values), max(evidence.values))
     else:
         barred = incomparable(evidence) or insufficient(evidence, margins)
-    margin = 0.0
+    margin, within, numbers = 0.0, "", {}
     if claim.relation == "~":
-        barred = barred or _without_margin(claim.metric, evidence.test_images)
+        barred = barred or _without_margin(claim, evidence.test_images)
         if barred is None and evidence.test_images is not None:
-            margin = two_test_sets_margin(claim.value, evidence.test_images, margins.confidence)
+            margin = margin_pp(claim, evidence.test_images, margins.confidence)
+            within, numbers = " (± {margin_pp} pp)", {"margin_pp": margin}
     if barred is not None or interval is None:
         return complete(barred or Verdict("inconclusive", "no interval"), ours, effect)
     kept = [_keeps(end, claim, margin) for end in interval]
     if all(kept):
-        verdict = Verdict("reproduced", "whole interval satisfies the bound")
+        verdict = Verdict("reproduced", "whole interval satisfies the bound" + within, numbers)
     elif not any(kept) and not interval[0] < claim.value < interval[1]:
         higher = claim.relation.startswith("<") or interval[0] > claim.value
-        verdict = Verdict(_difference(claim.metric, higher), "whole interval violates the bound")
+        reason = "whole interval violates the bound" + within
+        verdict = Verdict(_difference(claim.metric, higher), reason, numbers)
     else:
-        verdict = Verdict("inconclusive", "interval lies on both sides of the bound")
+        reason = "interval lies on both sides of the bound" + within
+        verdict = Verdict("inconclusive", reason, numbers)
     return complete(verdict, ours, effect)
 
 
 def _fact_verdict(claim: ValueClaim, evidence: Evidence, margins: Margins) -> Verdict:
-    """Exact to the printed precision; neither seeds nor budget change what a model is made of."""
+    """Rounded or cut off as printed; neither seeds nor budget change what a model is made of."""
     ours = summarise(evidence.values, margins.confidence)
-    step = _printed_step(claim)
+    step = claim.last_place or _printed_step(claim)
     if len(set(evidence.values)) > 1:
         verdict = Verdict("inconclusive", "our own runs disagree")
     elif abs(ours.mean - claim.value) <= step / 2:
         verdict = Verdict("reproduced", "equal to the printed precision")
+    elif claim.value <= ours.mean < claim.value + step:
+        verdict = Verdict("reproduced", "equal when cut off to the printed precision")
     else:
-        verdict = Verdict("differs (worse)", "does not round to the printed figure")
+        reason = "neither rounds nor is cut off to the printed figure"
+        verdict = Verdict("differs (worse)", reason)
     return complete(verdict, ours, None)
 
 
@@ -199,8 +207,8 @@ def insufficient(evidence: Evidence, margins: Margins) -> Verdict | None:
     return None
 
 
-def _without_margin(metric: str, size: int | None) -> Verdict | None:
-    if metric not in METRICS or not METRICS[metric].proportion:
+def _without_margin(claim: ValueClaim | BoundClaim, size: int | None) -> Verdict | None:
+    if not has_margin(claim):
         return Verdict("inconclusive", "no margin is fixed for this metric")
     if size is None:
         return Verdict("inconclusive", "no margin, because the size of the test set is unknown")

@@ -167,6 +167,7 @@ def test_shift_of_zero_is_the_image_itself() -> None:
         ("smallnorb", "sabour2017-code", "brightness contrast crop standardise"),
         ("smallnorb", "hinton2018-text", "standardise crop brightness contrast"),
         ("smallnorb", "hinton2018-code", "brightness contrast crop standardise"),
+        ("smallnorb-monocular", "gritzman2019", "standardise crop brightness contrast"),
     ],
 )
 def test_readings_have_the_order_of_their_source(dataset: str, reading: str, order: str) -> None:

@@ -21,15 +21,17 @@ from smallnorb_files import (
     write_split,
 )
 
-from capsrepro.data import norb_format
+from capsrepro.data import DATASETS, norb_format
 from capsrepro.data.norb_format import BYTES, INTEGERS, read_blocks, read_matrix
 from capsrepro.data.smallnorb import (
     AZIMUTH,
     DATASET,
     ELEVATION,
+    MONOCULAR,
     average,
     every_second,
     familiar_viewpoints,
+    take_apart,
 )
 from capsrepro.errors import CapsreproError, UsageError
 
@@ -198,6 +200,35 @@ def test_a_third_is_familiar(by):
         assert familiar.sum() == 8_100
 
 
+def test_pairs_are_taken_apart_and_can_be_put_together_again():
+    images, labels, factors = noise(5, 2, 4, 6), noise(5, 1, seed=1), noise(5, 4, seed=2)
+    apart = take_apart((images, labels, factors))
+    assert {array.dtype for array in apart[:3]} == {np.dtype(np.uint8)}
+    assert apart.images.shape == (10, 1, 4, 6)
+    for pair in range(5):
+        for camera in (0, 1):
+            at = 2 * pair + camera
+            np.testing.assert_array_equal(apart.images[at, 0], images[pair, camera])
+            assert apart.labels[at].tolist() == labels[pair].tolist()
+            assert apart.factors[at].tolist() == [*factors[pair].tolist(), camera]
+    left, right = (apart.images[apart.factors[:, -1] == camera, 0] for camera in (0, 1))
+    np.testing.assert_array_equal(np.stack([left, right], axis=1), images)
+
+
+def test_taking_pairs_apart_copies_no_image():
+    images, factors = noise(3, 2, 48, 48), noise(3, 4)
+    apart = take_apart((images, factors[:, :1], factors))
+    assert np.shares_memory(apart.images, images)
+
+
+def test_single_views_are_the_same_pictures_under_another_name():
+    assert MONOCULAR.image_shape == (1, 48, 48)
+    assert MONOCULAR.counts == {"train": 48_600, "test": 48_600}
+    assert MONOCULAR.factors == ("instance", "elevation", "azimuth", "lighting", "camera")
+    assert (MONOCULAR.sources, MONOCULAR.classes) == (DATASET.sources, DATASET.classes)
+    assert DATASETS["smallnorb-monocular"] is MONOCULAR
+
+
 def metadata_faults():
     """Per fault: which value of the official metadata becomes which, and what is said of it."""
     cat, info = "cat", "info"
@@ -354,3 +385,18 @@ def test_viewpoints_at_full_size(by, dataset, full_size):
             chosen = viewed_from_the_familiar(arrays["factors"], by) == (name != "novel")
             for key, whole in arrays.items():
                 np.testing.assert_array_equal(getattr(split, key), whole[chosen])
+
+
+@pytest.mark.slow
+def test_single_views_at_full_size(full_size):
+    root, *_ = full_size
+    prepared = MONOCULAR.prepare(root, MONOCULAR.parameters)
+    for name, split in prepared:
+        with np.load(root / f"{name}.npz") as pairs:
+            assert split.images.shape == (MONOCULAR.counts[name], *MONOCULAR.image_shape)
+            assert split.factors.shape == (MONOCULAR.counts[name], len(MONOCULAR.factors))
+            for camera in (0, 1):
+                seen = split.factors[:, 4] == camera
+                np.testing.assert_array_equal(split.images[seen, 0], pairs["images"][:, camera])
+                np.testing.assert_array_equal(split.labels[seen], pairs["labels"])
+                np.testing.assert_array_equal(split.factors[seen, :4], pairs["factors"])

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from capsrepro.config import load_params
+from capsrepro.data import DATASETS
+from capsrepro.data.augmentation import seen_shape
 from capsrepro.models import MODELS
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
@@ -83,6 +85,7 @@ MATCAPS = {
         316_650,
     ),
     **dict.fromkeys(["matcaps-small-em3", "matcaps-small-em3-code"], 68_618),
+    **{f"matcaps-small-em{iterations}-mean": 68_618 for iterations in (1, 2, 3)},
     **dict.fromkeys(["matcaps-em3-vector", "matcaps-em3-vector-nocoord"], 316_650 + 4_462_080),
     "matcaps-em3-conv256": 316_650 + 133_280,
 }
@@ -164,10 +167,29 @@ def test_matrix_capsules(name: str) -> None:
     assert model(torch.rand(1, 2, 32, 32)).shape == (1, 5)
     assert model.classification_loss == spec.classification_loss
     assert f"-em{spec.routing.iterations}" in name
-    assert name == spec.stands_for + ("-code" if spec.reading == "code" else "")
+    mean = spec.routing.assignment == "mean"
+    suffix = "-code" if spec.reading == "code" else "-mean" if mean else ""
+    assert name == spec.stands_for + suffix
     assert (spec.pose == "vector") == ("-vector" in name)
     assert (spec.coordinates == "none") == ("-nocoord" in name)
     assert (spec.routing.activation == "mixing-proportion") == ("-mixing" in name)
+
+
+def test_one_view_takes_as_many_weights_fewer_as_the_first_kernel_has() -> None:
+    protocol = PARAMS.protocols["matcaps-smallnorb-monocular"]
+    shape = seen_shape(DATASETS[protocol.dataset].image_shape, protocol.recipe.operations)
+    for iterations, name in enumerate(protocol.run_models, start=1):
+        spec = PARAMS.models[protocol.models][name]
+        # A = 64, B = 8, C = D = 16: 25·64 + 64 of conv1, 64·8·17 of the primary capsules, 16 for
+        # each transform and two β for each type above them.
+        transforms = 9 * 8 * 16 + 9 * 16 * 16 + 16 * 5
+        parameters = 25 * 64 + 64 + 64 * 8 * 17 + 16 * transforms + 2 * (16 + 16 + 5)
+        fields = spec.model_dump(exclude={"family", "stands_for", "reading"})
+        model = MODELS[spec.family](image_shape=shape, classes=5, **fields)
+        assert size(model) == parameters == 67_018 == 68_618 - 25 * 64
+        assert model(torch.rand(1, 1, 32, 32)).shape == (1, 5)
+        routing = spec.routing
+        assert (routing.iterations, routing.assignment) == (iterations, "mean")
 
 
 def test_affnist_networks_are_of_similar_size() -> None:

@@ -104,6 +104,28 @@ def test_a_published_error_stands_for_the_other_network(
     assert found.values("error_reduction_pct", condition | {"against": "others"}) == {}
 
 
+def test_parameters_are_compared_as_a_factor(
+    run_record: Callable[..., Record], real: Params
+) -> None:
+    """EM18 §2: 15 times fewer than the CNN, 9 times fewer than the 2.7M of Cireşan et al."""
+    counts = {"cnn-baseline": 4_253_349.0, "matcaps-em3": 316_650.0, "matcaps-small-em3": 68_618.0}
+    records = [
+        run_record(f"matcaps-smallnorb/{model}/seed-0", {"parameters": count}, params=real)
+        for model, count in counts.items()
+    ]
+    groups = compared(records, real)
+    found = group_of(groups, "matcaps-smallnorb/matcaps-em3")
+    assert found.values("parameter_ratio", AGAINST) == {0: pytest.approx(13.43, abs=0.01)}
+    others = {"against": "ciresan2011"}
+    assert found.values("parameter_ratio", others) == {0: pytest.approx(8.527, abs=0.001)}
+    for model in ("cnn-baseline", "matcaps-small-em3"):
+        other = group_of(groups, f"matcaps-smallnorb/{model}")
+        assert other.values("parameter_ratio", AGAINST) == {}
+    alone = group_of(compared(records[1:], real), "matcaps-smallnorb/matcaps-em3")
+    assert alone.values("parameter_ratio", AGAINST) == {}
+    assert alone.values("parameter_ratio", others) == found.values("parameter_ratio", others)
+
+
 def judged(groups: list[Group], params: Params) -> dict[str, Judgement]:
     prefix = "hinton2018/smallnorb-azimuth/"
     own = [claim for claim in CLAIMS if claim.id.startswith(prefix)]
@@ -120,9 +142,11 @@ def test_every_claim_about_novel_azimuths_is_held_against_the_runs(
         assert candidate.group.protocol == "matcaps-azimuth"
         assert candidate.verdict.ours is not None
         assert candidate.verdict.ours.n == 3
-    reduction = found["matcaps-em3/novel-error-reduction"].candidates[0].verdict.ours
-    assert reduction is not None
-    assert reduction.mean == pytest.approx(80 / 3)
+    reduction = found["matcaps-em3/novel-error-reduction"].candidates[0].verdict
+    assert reduction.ours is not None
+    assert reduction.ours.mean == pytest.approx(80 / 3)
+    # From the number of images on which both errors were counted, and the published ones.
+    assert reduction.numbers["margin_pp"] == pytest.approx(4.855, abs=1e-3)
 
 
 def test_runs_whose_match_has_changed_are_not_judged(

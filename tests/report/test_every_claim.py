@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from complete_results import ROOT, write_complete, write_run
+from complete_results import ROOT, judged, write_complete, write_run
 
 from capsrepro.claims import load_claims
 from capsrepro.config import load_params, resolve_run
@@ -35,17 +35,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def judged(results: Path) -> dict[str, Judgement]:
-    """The claims of the paper by what follows its name in their ids."""
-    groups = gather(read_records(results), CLAIMS, PARAMS, results)
-    found = judge(CLAIMS, [*groups, *data_groups(PARAMS, results)], PARAMS)
-    own = [one for one in found if one.claim.paper == PAPER]
-    return {one.claim.id.removeprefix(f"{PAPER}/"): one for one in own}
-
-
 @pytest.fixture(scope="module")
 def judgements(results: Path) -> dict[str, Judgement]:
-    return judged(results)
+    return judged(results, PARAMS, PAPER)
 
 
 def runs(results: Path, model: str) -> list[tuple[Record, list[dict[str, float]]]]:

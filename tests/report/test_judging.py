@@ -35,6 +35,20 @@ def test_nothing_run(params: Params, claim: MakeClaim) -> None:
     assert why(kind="ordering")[0] == "not run"
 
 
+def test_what_cannot_be_had_is_not_owed(params: Params, claim: MakeClaim, trained: MakeAll) -> None:
+    about = claim(unavailable="images that nobody has any more", protocol="svhn")
+    judgement = only([about], [], params)
+    assert judgement.verdict is not None
+    assert (judgement.status, explain(judgement.verdict)) == (
+        "not available",
+        "images that nobody has any more",
+    )
+    # Whoever has them after all is judged.
+    found = claim(unavailable="images that nobody has any more")
+    runs = trained("capsnet-r3-recon", [0.25, 0.26, 0.24])
+    assert only([found], runs, params).status == "reproduced"
+
+
 def test_every_seed_failed(params: Params, claim: MakeClaim, run_record: Make) -> None:
     record = run_record("mnist/capsnet-r3-recon/seed-0", failure="loss is NaN")
     judgement = only([claim()], [record], params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from capsrepro.report.statistics import (
     Summary,
     binomial_standard_error,
     holm,
+    reduction_margin,
     summarise,
     two_test_sets_margin,
     welch_p,
@@ -121,6 +123,36 @@ def test_margin_is_the_same_for_error_and_accuracy(error_pct: float, size: int) 
     margin = two_test_sets_margin(error_pct, size, 0.95)
     assert margin >= 0
     assert margin == pytest.approx(two_test_sets_margin(100 - error_pct, size, 0.95), abs=1e-5)
+
+
+def test_margin_of_a_reduction_of_a_fixed_number_is_that_of_the_error_in_its_unit() -> None:
+    for reduction, against in ((45.0, 2.56), (0.0, 20.0), (-30.0, 50.0)):
+        error_pct = against * (1 - reduction / 100)
+        expected = 100 / against * two_test_sets_margin(error_pct, 24_300, 0.95)
+        margin = reduction_margin(reduction, against, 24_300, math.inf, 0.95)
+        assert margin == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_margin_of_a_reduction_is_what_pairs_of_test_sets_differ_by(confidence: float) -> None:
+    chance, pairs, size = np.random.default_rng(0), 100_000, 16_200
+    # 13.5 against 20 % on 16,200 images (EM18, Table 2), counted twice.
+    a, b = (chance.binomial(size, p, (2, pairs)) for p in (0.135, 0.2))
+    first, second = 100 * (1 - a / b)
+    margin = reduction_margin(32.5, 20.0, size, size, confidence)
+    assert np.mean(abs(first - second) <= margin) == pytest.approx(confidence, abs=3e-3)
+
+
+def test_margin_of_a_reduction_at_its_ends() -> None:
+    # Nothing left: a is 0, and what b is does not matter.
+    assert reduction_margin(100, 20, 1_000, 1_000, 0.95) == 0
+    # Nothing gained: two equal errors, each with its own chance.
+    one = two_test_sets_margin(20, 1_000, 0.95)
+    none = reduction_margin(0, 20, 1_000, 1_000, 0.95)
+    assert none == pytest.approx(math.sqrt(2) * one / 0.2, rel=1e-12)
+    # Fewer images on either side tell less.
+    assert reduction_margin(0, 20, 10, 1_000, 0.95) > none
+    assert reduction_margin(0, 20, 1_000, 10, 0.95) > none
 
 
 def test_the_report_imports_neither_scipy_stats_nor_torch() -> None:

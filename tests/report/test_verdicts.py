@@ -128,7 +128,17 @@ def test_a_figure_is_only_as_sharp_as_it_was_read(
     ("verbatim", "value", "ours", "status"),
     [
         ("8.2M", 8.2e6, 8_215_568, "reproduced"),
-        ("8.2M", 8.2e6, 8_250_001, "differs (worse)"),
+        # Rounded …
+        ("8.2M", 8.2e6, 8_150_000, "reproduced"),
+        ("8.2M", 8.2e6, 8_149_999, "differs (worse)"),
+        # … or cut off.
+        ("8.2M", 8.2e6, 8_299_999, "reproduced"),
+        ("8.2M", 8.2e6, 8_300_000, "differs (worse)"),
+        ("4.2M", 4.2e6, 4_253_349, "reproduced"),
+        ("4.2M", 4.2e6, 1_697_445, "differs (worse)"),
+        ("68K", 68_000, 68_618, "reproduced"),
+        ("68K", 68_000, 69_000, "differs (worse)"),
+        ("68K", 68_000, 67_499, "differs (worse)"),
         ("6.8M", 6.8e6, 6_804_224, "reproduced"),
         ("35.4M", 35.4e6, 35_445_522, "reproduced"),
         ("35.4M", 35.4e6, 13_277_970, "differs (worse)"),
@@ -136,6 +146,11 @@ def test_a_figure_is_only_as_sharp_as_it_was_read(
         ("24.56M", 24.56e6, 24_535_306, "differs (worse)"),
         ("310K", 310_000, 310_400, "reproduced"),
         ("310K", 310_000, 311_000, "differs (worse)"),
+        ("60M", 60e6, 61_000_000, "differs (worse)"),
+        ("15", 15, 14.5, "reproduced"),
+        ("15", 15, 15.9, "reproduced"),
+        ("15", 15, 13.4, "differs (worse)"),
+        ("15", 15, 16.0, "differs (worse)"),
         ("6,804,224", 6_804_224, 6_804_224, "reproduced"),
         ("6,804,224", 6_804_224, 6_804_384, "differs (worse)"),
     ],
@@ -145,6 +160,35 @@ def test_facts(verbatim: str, value: float, ours: float, status: str, budget: fl
     changes = {"metric": "parameters", "verbatim": verbatim, "value": value, "test_size": None}
     claim = VALUE.model_copy(update=changes)
     assert value_verdict(claim, Evidence((ours,), budget=budget), MARGINS).status == status
+
+
+@pytest.mark.parametrize(
+    ("ours", "status"),
+    [
+        (304_999, "differs (worse)"),
+        (305_000, "reproduced"),
+        (316_650, "reproduced"),
+        (319_999, "reproduced"),
+        (320_000, "differs (worse)"),
+    ],
+)
+def test_zeros_that_only_fill_up_a_figure(ours: int, status: str) -> None:
+    changes = {"metric": "parameters", "verbatim": "310K", "value": 310_000, "last_place": 10_000}
+    claim = VALUE.model_copy(update=changes)
+    assert value_verdict(claim, Evidence((ours,)), MARGINS).status == status
+
+
+@pytest.mark.parametrize(
+    ("ours", "reason"),
+    [
+        (8_215_568, "equal to the printed precision"),
+        (8_260_000, "equal when cut off to the printed precision"),
+        (8_300_000, "neither rounds nor is cut off to the printed figure"),
+    ],
+)
+def test_facts_say_how_they_were_printed(ours: int, reason: str) -> None:
+    claim = VALUE.model_copy(update={"metric": "parameters", "verbatim": "8.2M", "value": 8.2e6})
+    assert explain(value_verdict(claim, Evidence((ours,)), MARGINS)) == reason
 
 
 def test_facts_on_which_our_runs_disagree() -> None:
@@ -203,6 +247,52 @@ def test_one_seed_is_never_enough(value: float) -> None:
     evidence = Evidence((value,), test_images=10_000)
     assert value_verdict(VALUE, evidence, MARGINS).status == "inconclusive"
     assert bound_verdict(NEVER_BELOW, evidence, MARGINS).status == "inconclusive"
+
+
+REDUCED = BoundClaim(
+    kind="bound",
+    relation="~",
+    value=30.0,
+    **{**COMMON, "metric": "novel_error_reduction_pct", "verbatim": "≈ 30 %"},
+)
+MATCHED = REDUCED.model_copy(update={"against_pct": 20.0})
+FIXED = REDUCED.model_copy(
+    update={
+        "metric": "error_reduction_pct",
+        "condition": {"against": "others", "against_test_error_pct": 20.0},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("claim", "middle", "status", "reason"),
+    [
+        # 1.96 √2 0.7 √(0.86 / 0.14 n + 0.8 / 0.2 n) on n = 16,200 images is 4.85 pp …
+        (MATCHED, 30.0, "reproduced", "whole interval satisfies the bound (± 4.85 pp)"),
+        (MATCHED, 34.5, "reproduced", "(± 4.85 pp)"),
+        (MATCHED, 34.85, "inconclusive", "interval lies on both sides of the bound (± 4.85 pp)"),
+        (MATCHED, 35.2, "differs (better)", "whole interval violates the bound (± 4.85 pp)"),
+        (MATCHED, 24.8, "differs (worse)", "(± 4.85 pp)"),
+        # … and without the second term, which a number that does not vary has not, 3.78 pp.
+        (FIXED, 33.4, "reproduced", "(± 3.78 pp)"),
+        (FIXED, 34.2, "differs (better)", "(± 3.78 pp)"),
+        (REDUCED, 30.0, "inconclusive", "no margin is fixed for this metric"),
+    ],
+)
+def test_fewer_errors(claim: BoundClaim, middle: float, status: str, reason: str) -> None:
+    evidence = Evidence((middle - 0.1, middle, middle + 0.1), test_images=16_200)
+    verdict = bound_verdict(claim, evidence, MARGINS)
+    assert verdict.status == status
+    assert reason in explain(verdict)
+    unknown = Evidence(evidence.values)
+    assert bound_verdict(claim, unknown, MARGINS).status == "inconclusive"
+
+
+def test_a_value_may_be_a_reduction_too() -> None:
+    fields = REDUCED.model_dump(exclude={"kind", "relation"}) | {"against_pct": 20.0}
+    claim = ValueClaim(kind="value", test_size=16_200, **fields)
+    verdict = value_verdict(claim, Evidence((29.9, 30.0, 30.1)), MARGINS)
+    assert explain(verdict) == "whole interval within ± 4.85 pp"
 
 
 @given(seeds, st.floats(0.01, 5))

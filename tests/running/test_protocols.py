@@ -141,7 +141,7 @@ def data(tmp_path_factory) -> Iterator[Path]:
         for write in (write_cifar10, write_svhn, write_smallnorb, write_affnist):
             write(data / "raw")
         names = ("affnist", "cifar10", "svhn", "smallnorb")
-        for name in (*names, "smallnorb-azimuth", "smallnorb-elevation"):
+        for name in (*names, *(f"smallnorb-{by}" for by in ("azimuth", "elevation", "monocular"))):
             patch.setitem(DATASETS, name, repinned(name, data / "raw"))
         patch.setattr(affnist, "TRANSFORMS", 1)
         patch.setitem(affnist.COUNTS, "test", 10_000)
@@ -258,6 +258,7 @@ TEST_IMAGES = {
     "smallnorb": 24_300,
     "smallnorb-azimuth": 8_100,
     "smallnorb-elevation": 8_100,
+    "smallnorb-monocular": 48_600,
     "solids-azimuth": 270,
     "solids-elevation": 270,
 }
