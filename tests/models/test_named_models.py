@@ -84,7 +84,9 @@ MATCAPS = {
         ],
         316_650,
     ),
-    **dict.fromkeys(["matcaps-small-em3", "matcaps-small-em3-code"], 68_618),
+    **dict.fromkeys(
+        ["matcaps-small-em3", "matcaps-small-em3-code", "matcaps-small-em2-short"], 68_618
+    ),
     **{f"matcaps-small-em{iterations}-mean": 68_618 for iterations in (1, 2, 3)},
     **dict.fromkeys(["matcaps-em3-vector", "matcaps-em3-vector-nocoord"], 316_650 + 4_462_080),
     "matcaps-em3-conv256": 316_650 + 133_280,
