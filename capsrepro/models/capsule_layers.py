@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from capsrepro.models.convolution import Conv2d
 from capsrepro.models.em_routing import EMRouting, Parents, em_routing
 from capsrepro.models.receptive_fields import ReceptiveFields
-from capsrepro.models.votes import FactoredVotes, Votes, WrittenVotes, write_votes
+from capsrepro.models.votes import FactoredVotes, Votes, WrittenVotes
 
 Pose = Literal["matrix", "vector"]
 
@@ -110,7 +110,7 @@ class RoutedCapsules(nn.Module):
         patches_NTRK = patches_BLKF.view(B * L, N, R, C).transpose(0, 1)
         transforms_NKJC = self.transforms_KIKJC.expand(K, -1, -1, -1, -1).flatten(0, 1)
         factors = patches_NTRK, transforms_NKJC, self.offsets
-        return FactoredVotes(*factors) if self.factored else WrittenVotes(write_votes(*factors))
+        return FactoredVotes(*factors) if self.factored else WrittenVotes(*factors)
 
     def route(self, children: Capsules) -> list[Parents]:
         """What every iteration of the routing fits to these children."""

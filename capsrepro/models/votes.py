@@ -8,9 +8,9 @@ Shape suffixes, here and in every file about matrix capsules:
     K  the inner index of pose times transform, as long as C
 
 A vote is V_ij = M_i W_ij (Hinton et al. 2018, Section 3), with the place of the child added in the
-class layer. `WrittenVotes` holds all votes, R·J·C·N numbers for each of T, and is the reference.
-`FactoredVotes` makes them again, a slab at a time, whenever they are asked for: what autograd
-keeps is no larger than the weights w_TJN, and a slab stays in the cache.
+class layer. `WrittenVotes` holds all votes, R·J·C·N numbers for each of T, and is the clear
+reference. `FactoredVotes` makes them again, a slab at a time, whenever they are asked for: what
+autograd keeps is no larger than the weights w_TJN, and a slab stays in the cache.
 
 Rows of a pose stand before the parents and columns behind them, so that a slab of votes is turned
 from products by child into sums over children as one matrix, which is the fastest way there is.
@@ -50,27 +50,18 @@ class Votes(Protocol):
         """Σ_rc precision · (vote − centre)², shape (T, J, N)."""
 
 
-def write_votes(
-    patches_NTRK: Tensor, transforms_NKJC: Tensor, offsets_NRC: Tensor | None = None
-) -> Tensor:
-    """V = M W + offset, shape (T, R, J, C, N)."""
-    N, T, R, K = patches_NTRK.shape
-    _, _, J, C = transforms_NKJC.shape
-    products = torch.bmm(patches_NTRK.reshape(N, T * R, K), transforms_NKJC.reshape(N, K, J * C))
-    votes_TRJCN = products.view(N, -1).t().contiguous().view(T, R, J, C, N)
-    if offsets_NRC is not None:
-        votes_TRJCN = votes_TRJCN + offsets_NRC.permute(1, 2, 0).unsqueeze(1)
-    return votes_TRJCN
-
-
 class WrittenVotes:
     """All votes written out: the sums as they are printed, and autograd's gradients.
 
-    Args:
-        votes_TRJCN: Children last.
+    Args: see `FactoredVotes`.
     """
 
-    def __init__(self, votes_TRJCN: Tensor) -> None:
+    def __init__(
+        self, patches_NTRK: Tensor, transforms_NKJC: Tensor, offsets_NRC: Tensor | None = None
+    ) -> None:
+        votes_TRJCN = torch.einsum("ntrk,nkjc->trjcn", patches_NTRK, transforms_NKJC)
+        if offsets_NRC is not None:
+            votes_TRJCN = votes_TRJCN + offsets_NRC.permute(1, 2, 0).unsqueeze(1)
         self.votes_TRJCN = votes_TRJCN
 
     def moments(self, weights_TJN: Tensor) -> Moments:
@@ -111,6 +102,19 @@ class FactoredVotes:
         return distances_TJN
 
 
+def _votes(
+    patches_NTRK: Tensor, transforms_NKJC: Tensor, offsets_NRC: Tensor | None = None
+) -> Tensor:
+    """V = M W + offset, shape (T, R, J, C, N), in new memory."""
+    N, T, R, K = patches_NTRK.shape
+    _, _, J, C = transforms_NKJC.shape
+    products = torch.bmm(patches_NTRK.reshape(N, T * R, K), transforms_NKJC.reshape(N, K, J * C))
+    votes_TRJCN = products.view(N, -1).t().contiguous().view(T, R, J, C, N)
+    if offsets_NRC is not None:
+        votes_TRJCN += offsets_NRC.permute(1, 2, 0).unsqueeze(1)
+    return votes_TRJCN
+
+
 class _Moments(torch.autograd.Function):
     """`Votes.moments` by slabs.
 
@@ -134,7 +138,7 @@ class _Moments(torch.autograd.Function):
         variance_TRJC = torch.empty_like(mean_TRJC)
         for slab in _slabs(patches_NTRK, transforms_NKJC):
             shares = _beside_votes(weights_TJN[slab] / divisor_TJ1[slab])
-            votes_TRJCN = write_votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
+            votes_TRJCN = _votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
             torch.sum(votes_TRJCN * shares, 4, out=mean_TRJC[slab])
             squares_TRJCN = votes_TRJCN.sub_(mean_TRJC[slab].unsqueeze(4)).square_()
             torch.sum(squares_TRJCN.mul_(shares), 4, out=variance_TRJC[slab])
@@ -157,7 +161,7 @@ class _Moments(torch.autograd.Function):
         d_weights_TJN = torch.empty_like(weights_TJN)
         d_factors = _Gradients(patches_NTRK, transforms_NKJC)
         for slab in _slabs(patches_NTRK, transforms_NKJC):
-            off_TRJCN = write_votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
+            off_TRJCN = _votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
             off_TRJCN -= mean_TRJC[slab].unsqueeze(4)
             bent_TRJCN = off_TRJCN * k_TRJC[slab].unsqueeze(4)
             slope_TRJCN = bent_TRJCN + h_TRJC[slab].unsqueeze(4)
@@ -187,7 +191,7 @@ class _Distances(torch.autograd.Function):
         (T, _, J, _), N = centres_TRJC.shape, len(patches_NTRK)
         distances_TJN = centres_TRJC.new_empty(T, J, N)
         for slab in _slabs(patches_NTRK, transforms_NKJC):
-            off_TRJCN = write_votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
+            off_TRJCN = _votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
             squares_TRJCN = off_TRJCN.sub_(centres_TRJC[slab].unsqueeze(4)).square_()
             squares_TRJCN *= precisions_TRJC[slab].unsqueeze(4)
             torch.sum(squares_TRJCN.sum(3), 1, out=distances_TJN[slab])
@@ -206,7 +210,7 @@ class _Distances(torch.autograd.Function):
         d_precisions_TRJC = torch.empty_like(precisions_TRJC)
         d_factors = _Gradients(patches_NTRK, transforms_NKJC)
         for slab in _slabs(patches_NTRK, transforms_NKJC):
-            off_TRJCN = write_votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
+            off_TRJCN = _votes(patches_NTRK[:, slab], transforms_NKJC, offsets_NRC)
             off_TRJCN -= centres_TRJC[slab].unsqueeze(4)
             pulled_TRJCN = off_TRJCN * _beside_votes(d_distances_TJN[slab])
             torch.sum(off_TRJCN.mul_(pulled_TRJCN), 4, out=d_precisions_TRJC[slab])

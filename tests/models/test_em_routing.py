@@ -26,7 +26,7 @@ from capsrepro.models import votes as votes_module
 from capsrepro.models.capsule_layers import Capsules
 from capsrepro.models.em_routing import EMRouting, em_routing
 from capsrepro.models.receptive_fields import ReceptiveFields
-from capsrepro.models.votes import FactoredVotes, Moments, WrittenVotes, write_votes
+from capsrepro.models.votes import FactoredVotes, Moments, WrittenVotes
 
 FACTORED = pytest.mark.parametrize("factored", [True, False], ids=["factored", "written"])
 EVERY_READING = [
@@ -209,7 +209,7 @@ def test_both_sums_are_those_of_written_votes_whatever_epsilon(
     monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.5)
     factors, weights, centres, precisions = small_sums()
     weights[1, 0] = 0
-    written, factored = WrittenVotes(write_votes(*factors)), FactoredVotes(*factors)
+    written, factored = WrittenVotes(*factors), FactoredVotes(*factors)
     for got, want in zip(factored.moments(weights), written.moments(weights), strict=True):
         torch.testing.assert_close(got, want)
     torch.testing.assert_close(
@@ -303,7 +303,9 @@ def by_hand(votes_JN: list[list[float]], how: EMRouting, beta_a: float, beta_u: 
     betas = (torch.full((J,), beta, dtype=torch.float64) for beta in (beta_a, beta_u))
     fields = ReceptiveFields(1, 1, 1)
     ones = torch.ones(1, N, dtype=torch.float64)
-    return em_routing(WrittenVotes(votes.view(1, 1, J, 1, N)), ones, fields, *betas, how)
+    # Poses of 1, so that the transforms are the votes.
+    written = WrittenVotes(ones.view(N, 1, 1, 1), votes.T.reshape(N, 1, J, 1))
+    return em_routing(written, ones, fields, *betas, how)
 
 
 def test_two_parents_by_hand(no_epsilon: None) -> None:
