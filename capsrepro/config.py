@@ -182,6 +182,8 @@ def _check_names(params: Params, text: str, path: Path) -> None:
         ]
         models = params.models.get(protocol.models, {})
         named += [("run_models", model, models) for model in protocol.run_models]
+        rates = protocol.recipe.learning_rates
+        named += [("recipe.learning_rates", model, models) for model in rates]
         stop = protocol.recipe.stop
         if stop is not None and stop.accuracy_of is not None:
             named.append(("recipe.stop.accuracy_of", stop.accuracy_of, models))
@@ -256,22 +258,21 @@ def _run_of(
     params: Params, protocol_name: str, protocol: Protocol, model_name: str, seed: int
 ) -> RunSpec:
     """A run with the one that it is matched to; that one's own training ends by no rule."""
-    stop = protocol.recipe.stop
-    others = stop.accuracy_of if stop is not None else None
-    reference = None
-    if others == model_name:
-        recipe = protocol.recipe.model_copy(update={"stop": None})
-        protocol = protocol.model_copy(update={"recipe": recipe})
-    elif others is not None:
-        reference = _run_of(params, protocol_name, protocol, others, seed)
+    recipe, others = protocol.recipe, None
+    rate = recipe.learning_rates.get(model_name, recipe.learning_rate)
+    changes: dict[str, Any] = {"learning_rate": rate, "learning_rates": {}}
+    if recipe.stop is not None and recipe.stop.accuracy_of == model_name:
+        changes["stop"] = None
+    elif recipe.stop is not None:
+        others = recipe.stop.accuracy_of
     return RunSpec(
         protocol_name,
         model_name,
         seed,
-        protocol,
+        protocol.model_copy(update={"recipe": recipe.model_copy(update=changes)}),
         params.models[protocol.models][model_name],
         params.datasets[protocol.dataset],
-        reference,
+        _run_of(params, protocol_name, protocol, others, seed) if others else None,
     )
 
 

@@ -352,6 +352,7 @@ LATER = {
     "every_epochs": 1,
     "margin": None,
     "weight_decay": 0,
+    "learning_rates": {},
     "assignment": "sum",
     "measured": {},
     "test_images": None,

@@ -11,7 +11,7 @@ released program.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -72,6 +72,9 @@ class Recipe(Augmentation):
     steps: int = Field(gt=0, description="optimiser steps of this protocol")
     optimizer: Literal["adam"]
     learning_rate: float = Field(gt=0, le=1e30, description="at step 0; DR17-code 0.001")
+    learning_rates: dict[str, Annotated[float, Field(gt=0, le=1e30)]] = Field(
+        {}, description="models of the protocol that start from another one"
+    )
     learning_rate_floor: float = Field(ge=0, description="DR17-code: 1e-6")
     decay_rate: float = Field(gt=0, le=1, description="DR17-code: 0.96 per decay_steps")
     decay_steps: float = Field(gt=0, description="steps, continuous; DR17-code: 2,000")
