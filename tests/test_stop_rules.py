@@ -120,12 +120,7 @@ def test_digests_of_before_are_the_same(run: str, digest: str) -> None:
 
 def test_a_stage_of_a_matched_run_depends_on_the_other_record() -> None:
     protocols = {spec.protocol_name for spec in MATCHED}
-    assert protocols == {
-        "matcaps-azimuth",
-        "matcaps-elevation",
-        "solids-azimuth",
-        "solids-elevation",
-    }
+    assert protocols == {"matcaps-azimuth", "matcaps-elevation"}
     for name in protocols:
         path = ROOT / "pipelines" / name / "dvc.yaml"
         stages = yaml.safe_load(path.read_text())["stages"]

@@ -165,11 +165,12 @@ def test_runs_whose_match_has_changed_are_not_judged(
 
 
 def test_selection_on_familiar_test_images_is_told(real: Params) -> None:
-    for protocol, every in (
-        ("matcaps-elevation", " (looking every 10 epochs)"),
-        ("solids-azimuth", ""),
-    ):
-        end, finding = selection_notes(real.protocols[protocol], real)
+    shipped = real.protocols["matcaps-elevation"]
+    rule = shipped.recipe.stop
+    for every_epochs, every in ((10, " (looking every 10 epochs)"), (1, "")):
+        stop = rule and rule.model_copy(update={"every_epochs": every_epochs})
+        recipe = shipped.recipe.model_copy(update={"stop": stop})
+        end, finding = selection_notes(shipped.model_copy(update={"recipe": recipe}), real)
         assert end.startswith(
             "cnn-baseline was trained to the end; training of every other model ended at the first "
             f"epoch{every} at which it was at least as accurate, seed by seed, on the split "
@@ -177,6 +178,14 @@ def test_selection_on_familiar_test_images_is_told(real: Params) -> None:
         )
         assert end.endswith("The same without it: none.")
         assert "“error, familiar views” was selected so, but for cnn-baseline, and is no" in finding
+
+
+def test_so_is_selection_at_an_accuracy_for_all(real: Params) -> None:
+    end, finding = selection_notes(real.protocols["solids-azimuth"], real)
+    assert end.startswith(
+        "Training ended at the first epoch with an accuracy of 80.00 % or more on the split"
+    )
+    assert "“error, familiar views” was selected so" in finding
 
 
 def test_another_accuracy_is_not_the_same_protocol_on_other_images(real: Params) -> None:
