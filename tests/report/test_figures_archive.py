@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from figure_files import Shelf, examples, figure_params, one_digit, two_digits
+from figure_files import ROOT, Shelf, examples, figure_params, one_digit, two_digits
 
+from capsrepro.config import load_params
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.records import Record
 from capsrepro.report.figures.archive import (
     NothingToDrawError,
     budget,
     find_sources,
+    find_trained,
     read_pictures,
 )
 from capsrepro.report.figures.composites import TWO_DIGITS
+from capsrepro.report.figures.entropy import TRAINED
 from capsrepro.report.figures.reconstructions import ONE_DIGIT
 from capsrepro.report.figures.routing import ROUTED
 from capsrepro.schema.evaluations import Evaluations
@@ -161,6 +164,26 @@ def test_what_a_title_says_of_a_run(shelf: Shelf) -> None:
     assert budget(shelf.train("multimnist-short/cnn-baseline/seed-0")) == (
         "trained for 0.333 % of the full budget"
     )
+
+
+def test_what_it_says_of_a_run_that_was_tested_on_two_splits(shelf: Shelf) -> None:
+    shelf.params = load_params(ROOT / "params.yaml")
+    run = "solids-azimuth/cnn-baseline/seed-0"
+    shelf.train(run)
+    (source,) = find_trained(shelf.open(), ONE_DIGIT)
+    assert source.told() == (
+        f"{run}: error, familiar views 0.79 %, error, novel views 0.79 %, "
+        "trained for 100 % of the full budget"
+    )
+
+
+def test_data_of_no_paper_come_last_whatever_the_budget(shelf: Shelf) -> None:
+    shelf.params = load_params(ROOT / "params.yaml")
+    digits = "matcaps-mnist-short/matcaps-small-em2-short/seed-0"
+    for run in (digits.replace("matcaps-mnist-short", "solids-azimuth"), digits):
+        shelf.train(run)
+    first, last = find_trained(shelf.open(), TRAINED)
+    assert (first.record.run, last.record.budget.fraction) == (digits, 1)
 
 
 def test_pictures_come_back_as_they_were_written(shelf: Shelf) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from capsrepro.config import RunSpec, requested_runs, resolve_run
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import sha256_of_file
+from capsrepro.metrics import METRICS
 from capsrepro.records import Record, read_records
 from capsrepro.report.formatting import plain, quantity
 from capsrepro.schema.base import Reading
@@ -96,9 +97,13 @@ class Source:
     folder: Path
 
     def told(self) -> str:
-        """Run, test error and budget, as every title says them."""
-        error = quantity("test_error_pct", self.trained.metrics["test_error_pct"])
-        return f"{self.record.run}: test error {error} %, {budget(self.trained)}"
+        """Run, errors on what it was tested on, and budget, as every title says them."""
+        errors = ", ".join(
+            f"{METRICS[name].title} {quantity(name, value)} %"
+            for name, value in self.trained.metrics.items()
+            if name in METRICS and METRICS[name].proportion
+        )
+        return f"{self.record.run}: {errors}, {budget(self.trained)}"
 
 
 def open_archive(results: Path, params: Params, run: str | None = None) -> Archive:
@@ -127,8 +132,8 @@ def budget(record: Record) -> str:
 def find_sources(archive: Archive, wish: Wish) -> list[Source]:
     """All that the figure can be drawn from, best first and never empty.
 
-    Best is the paper's own protocol, then the fullest budget, then the wished model in the paper's
-    reading, then the lowest seed.
+    Best is the paper's own protocol, then any that a paper is judged by, then the fullest budget,
+    then the wished model in the paper's reading, then the lowest seed.
 
     Raises:
         NothingToDrawError: There is no such record.
@@ -200,6 +205,7 @@ def _place(params: Params, wish: Wish, record: Record) -> tuple[Any, ...]:
     protocol, model = params.protocols.get(record.protocol), record.spec["model"]
     return (
         protocol is None or protocol.judged_as != wish.protocol,
+        protocol is None or protocol.judged_as is None,
         -record.budget.fraction,
         list(params.protocols).index(record.protocol) if protocol else len(params.protocols),
         _preference(wish, model["stands_for"]),
