@@ -98,6 +98,11 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def is_proportion(metric: str) -> bool:
+    """Whether a metric is known and a share of test images; see `Metric`."""
+    return metric in METRICS and METRICS[metric].proportion
+
+
 def stem_of(metric: str) -> str:
     """What the counts behind an error or an accuracy begin with: test_errors, test_images."""
     return metric.removesuffix("_error_pct").removesuffix("_accuracy_pct")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from capsrepro.config import load_params
-from capsrepro.metrics import METRICS
+from capsrepro.metrics import METRICS, is_proportion
 from capsrepro.project import find_project
 from capsrepro.records import Record
 
@@ -108,5 +108,5 @@ def _result(record: Record) -> str:
     return ", ".join(
         f"{METRICS[name].title} {value:.2f} %"
         for name, value in record.metrics.items()
-        if name in METRICS and METRICS[name].proportion
+        if is_proportion(name)
     )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from capsrepro.config import RunSpec, load_params, resolve_run
-from capsrepro.metrics import METRICS, stem_of
+from capsrepro.metrics import METRICS, is_proportion, stem_of
 from capsrepro.project import Project, find_project
 from capsrepro.records import Record
 from capsrepro.running.parent import die_with_parent
@@ -81,7 +81,7 @@ def run(
         what = ", ".join(
             f"{METRICS[name].title} {value:.2f} % ({_counts(record, name)})"
             for name, value in record.metrics.items()
-            if METRICS.get(name) and METRICS[name].proportion
+            if is_proportion(name)
         )
     prefix = "" if outcome.done else "nothing to do, its record is current: "
     click.echo(f"{spec.name}: {prefix}{what}; record {shown(project, outcome.path)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from capsrepro.claims import BoundClaim, ValueClaim
-from capsrepro.metrics import METRICS
+from capsrepro.metrics import is_proportion
 from capsrepro.report.comparisons import REDUCTIONS
 from capsrepro.report.statistics import reduction_margin, two_test_sets_margin
 
@@ -18,7 +18,7 @@ def has_margin(claim: ValueClaim | BoundClaim) -> bool:
     """Whether the size of the test set is all that is missing for a margin."""
     if claim.metric in REDUCTIONS:
         return _fixed_error(claim) is not None or claim.against_pct is not None
-    return claim.metric in METRICS and METRICS[claim.metric].proportion
+    return is_proportion(claim.metric)
 
 
 def margin_pp(claim: ValueClaim | BoundClaim, test_size: int, confidence: float) -> float:

@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Literal
 
 from capsrepro.claims import Claim, ValueClaim
-from capsrepro.metrics import METRICS
+from capsrepro.metrics import is_proportion
 from capsrepro.report.statistics import welch_p
 from capsrepro.report.summaries import Group
 from capsrepro.report.verdicts import Evidence, Verdict, incomparable, insufficient
@@ -97,7 +97,7 @@ def contests(claims: Iterable[Claim], groups: Sequence[Group], params: Params) -
     for claim in claims:
         if not isinstance(claim, ValueClaim) or not claim.judged or claim.reading is not None:
             continue
-        if claim.metric not in METRICS or not METRICS[claim.metric].proportion:
+        if not is_proportion(claim.metric):
             continue
         tried = list(_tried(claim, groups))
         rivals = [*tried, *_untried(claim, tried, params)]

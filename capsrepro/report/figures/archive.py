@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from capsrepro.config import RunSpec, requested_runs, resolve_run
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import sha256_of_file
-from capsrepro.metrics import METRICS
+from capsrepro.metrics import METRICS, is_proportion
 from capsrepro.records import Record, read_records
 from capsrepro.report.formatting import plain, quantity
 from capsrepro.schema.base import Reading
@@ -101,7 +101,7 @@ class Source:
         errors = ", ".join(
             f"{METRICS[name].title} {quantity(name, value)} %"
             for name, value in self.trained.metrics.items()
-            if name in METRICS and METRICS[name].proportion
+            if is_proportion(name)
         )
         return f"{self.record.run}: {errors}, {budget(self.trained)}"
 
