@@ -16,7 +16,7 @@ from capsrepro.errors import UsageError
 from capsrepro.files import digest
 from capsrepro.schema.augmentation import OPERATIONS
 from capsrepro.schema.base import Entry
-from capsrepro.schema.evaluations import Attacks, Evaluations
+from capsrepro.schema.evaluations import Evaluations
 from capsrepro.schema.models import FAMILIES, ModelSpec
 from capsrepro.schema.params import Params, Protocol
 
@@ -220,7 +220,7 @@ def _validating(name: str, params: Params) -> Protocol | None:
             "judged_as": None,
             "recipe": recipe,
             "measured": {"validation": "validation_error_pct"},
-            "attacks": Attacks(),
+            "attacks": {},
             "evaluations": Evaluations(),
         }
     )

@@ -41,12 +41,35 @@ METRICS: dict[str, Metric] = {
     "train_accuracy_pct": Metric("training accuracy", "%", "higher", proportion=True),
     "accuracy_advantage_pp": Metric("accuracy advantage", "pp", "higher"),
     "accuracy_pct": Metric("accuracy under attack", "%", "higher", proportion=True),
+    "clean_accuracy_pct": Metric("accuracy without attack", "%", "higher", proportion=True),
+    "noise_accuracy_pct": Metric("accuracy under random signs", "%", "higher", proportion=True),
+    "fgsm_accuracy_pct": Metric("accuracy under one step", "%", "higher", proportion=True),
+    "first_start_accuracy_pct": Metric(
+        "accuracy, first random start alone", "%", "higher", proportion=True
+    ),
+    "full_range_accuracy_pct": Metric(
+        "accuracy when pixels may be anything", "%", "higher", proportion=True
+    ),
+    "transfer_accuracy_pct": Metric(
+        "accuracy under transferred attack", "%", "higher", proportion=True
+    ),
+    "white_box_accuracy_pct": Metric(
+        "accuracy under the same attack on itself", "%", "higher", proportion=True
+    ),
     "targeted_success_pct": Metric("targeted attack success", "%", "lower", proportion=True),
+    "wrong_target_success_pct": Metric(
+        "the same, true class left out", "%", "lower", proportion=True
+    ),
+    "fgsm_targeted_success_pct": Metric("the same by one step", "%", "lower", proportion=True),
     "transfer_fooling_pct": Metric("fooled by transferred attacks", "%", "lower", proportion=True),
     "black_box_accuracy_advantage_pp": Metric("accuracy advantage, black box", "pp", "higher"),
     "perturbation_l2_mean": Metric("mean L2 norm of the perturbation", "", "higher"),
     "gradient_orders_of_magnitude_smaller": Metric("smaller gradients", "decades", "neither"),
     "zero_gradient_pct": Metric("images with zero gradient", "%", "lower"),
+    "zero_gradient_pixels_pct": Metric("zeros in a gradient", "%", "lower"),
+    "gradient_l2_mean": Metric("mean L2 norm of the gradient", "", "neither"),
+    "gradient_l2_median": Metric("median L2 norm of the gradient", "", "neither"),
+    "distorted_accuracy_pct": Metric("accuracy, distorted images", "%", "higher", proportion=True),
     "parameter_ratio": Metric("parameters, ratio", "", "neither"),
     "capsules_per_layer": Metric("capsules per layer", "", "neither"),
     "train_size": Metric("training images", "", "neither"),

@@ -1,8 +1,8 @@
 """What runs and their evaluations measured, and under which conditions.
 
-What an evaluation's record must hold to be found again: the attack in `kind`, its parameters in
-`spec["attack"]` (attacked_loss, epsilon_unit, goal where it is targeted, …), and `curves`, of which
-those named in METRICS are measured and the others (epsilon, iteration) say at which points.
+What an evaluation's record must hold to be found again: of an attack, its parameters in
+`spec["attack"]` (name, method, loss, epsilon_unit, goal, …), and `curves`, of which those named in
+METRICS are measured and the others (epsilon, iteration) say at which points.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ DURING_TRAINING: Mapping[str, Fact] = {"phase": "training"}
 """Setting of what was measured while a network was trained, see `histories.py`."""
 _AT_THE_END: Mapping[str, Fact] = {"phase": "end"}
 """All other measurements are of a network whose training is over."""
-
-# What an attack is when its record does not say otherwise (schema.FGSMSpec).
-_USUAL_ATTACK: dict[str, Fact] = {"goal": "untargeted", "epsilon_unit": "raw-pixels"}
 
 
 @dataclass(frozen=True)
@@ -119,17 +116,12 @@ def _made_from(evaluation: Record, run: Record) -> bool:
 
 
 def _setting(evaluation: Record) -> dict[str, Fact]:
-    if "epsilon" not in evaluation.curves:
-        return {"evaluation": evaluation.kind}
+    """What was done to the network: of an attack, all its parameters but the ε of its curves."""
     told = evaluation.spec.get("attack")
-    recorded = told.items() if isinstance(told, dict) else ()
-    scalars = {key: value for key, value in recorded if isinstance(value, str | int | float)}
-    return {**_USUAL_ATTACK, **scalars, "attack": evaluation.kind}
-
-
-def loss_of(setting: Mapping[str, Fact]) -> str:
-    """The loss an attack followed; `own` is only what was asked for, not which loss that was."""
-    return str(setting.get("attacked_loss", setting.get("loss", "unnamed")))
+    if not isinstance(told, dict):
+        return {"evaluation": evaluation.kind}
+    scalars = {key: value for key, value in told.items() if isinstance(value, str | int | float)}
+    return {"attack": scalars.pop("method", evaluation.kind), **scalars}
 
 
 def _points(

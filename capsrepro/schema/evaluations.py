@@ -1,4 +1,4 @@
-"""What is measured on trained models: `attacks` and `evaluations` of a protocol in `params.yaml`.
+"""What is measured on trained models: the `evaluations` of a protocol in `params.yaml`.
 
 DR17 is Sabour et al. 2017 (arXiv 1710.09829v2), EM18 is Hinton et al. 2018 and EM18-code its
 authors' program.
@@ -10,19 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from capsrepro.schema.base import Entry, Positive, Ratio
-
-
-class FGSMSpec(Entry):
-    """Fast gradient sign method on the whole test set."""
-
-    loss: Literal["own", "margin", "cross-entropy"] = Field(
-        description="the loss whose gradient is followed; own is the one the model was trained on, "
-        "without reconstruction"
-    )
-    epsilons: tuple[Ratio, ...] = Field(
-        min_length=1, description="L-infinity radius in raw pixels, where black is 0 and white is 1"
-    )
+from capsrepro.schema.base import Entry, Positive
 
 
 class ReconstructSpec(Entry):
@@ -83,6 +71,27 @@ class CropsSpec(Entry):
     )
 
 
+class DistortionsSpec(Entry):
+    """The error on rotated, moved, scaled, affinely mapped and noisy test images; no paper's own.
+
+    Every list is a curve of its own, along which all else stays as it is.
+    """
+
+    models: tuple[str, ...] = Field(description="those of `run_models` that `dvc repro` evaluates")
+    images: int | None = Field(None, gt=0, description="first test images; all when null")
+    rotations_deg: tuple[float, ...] = Field(description="counterclockwise about the centre")
+    translations_px: tuple[float, ...] = Field(
+        description="length of the shift, towards one of eight directions drawn for each image"
+    )
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(description="1 is as it is")
+    affine_shares: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        description="of affNIST's ranges of rotation, shear and scales, drawn for each image"
+    )
+    noise_sds: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        description="of Gaussian noise on raw pixels, then cut to black and white"
+    )
+
+
 class Evaluations(Entry):
     """What else is measured on the trained models of a protocol."""
 
@@ -92,9 +101,4 @@ class Evaluations(Entry):
     scores: ScoresSpec | None = Field(None, description="nothing when null")
     votes: VotesSpec | None = Field(None, description="nothing when null")
     crops: CropsSpec | None = Field(None, description="nothing when null")
-
-
-class Attacks(Entry):
-    """The attacks every trained model of a protocol is put through."""
-
-    fgsm: FGSMSpec | None = Field(None, description="none when null")
+    distortions: DistortionsSpec | None = Field(None, description="nothing when null")

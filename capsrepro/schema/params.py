@@ -15,9 +15,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from capsrepro.schema.attacks import AttackName, AttackSpec
 from capsrepro.schema.augmentation import Augmentation
 from capsrepro.schema.base import Entry, Precision
-from capsrepro.schema.evaluations import Attacks, Evaluations
+from capsrepro.schema.evaluations import Evaluations
 from capsrepro.schema.models import ModelSpec
 
 
@@ -117,7 +118,7 @@ class Protocol(Entry):
     )
     run_models: tuple[str, ...] = Field(description="models that `dvc repro` trains")
     run_seeds: tuple[int, ...] = Field(description="seeds of each; DR17 Table 1 used three")
-    attacks: Attacks = Field(Attacks(), description="none when left out")
+    attacks: dict[AttackName, AttackSpec] = Field({}, description="by the name of their records")
     evaluations: Evaluations = Field(Evaluations(), description="none when left out")
 
     @property
