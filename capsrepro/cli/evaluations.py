@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from capsrepro.cli.runs import resolve, shown, where_options
-from capsrepro.errors import UsageError
 from capsrepro.running.parent import die_with_parent
 
 
@@ -14,9 +13,10 @@ from capsrepro.running.parent import die_with_parent
 @click.argument("run_name", metavar="PROTOCOL/MODEL/seed-N")
 @where_options
 def attack(kind: str, run_name: str, device: str | None, threads: int | None) -> None:
-    """Attack a trained run on the whole test set and write a record of it.
+    """Attack a trained run on its test images and write a record of it.
 
-    ATTACK is fgsm; its loss and ε grid stand in params.yaml.
+    ATTACK is one of those that params.yaml lists for the protocol, such as fgsm, bim, pgd,
+    fgsm-targeted or transfer-cnn: method, loss, ε and their unit, steps and restarts stand there.
 
     \b
     Example:
@@ -24,24 +24,26 @@ def attack(kind: str, run_name: str, device: str | None, threads: int | None) ->
     """
     die_with_parent()
     project, spec = resolve(run_name, device, threads)
+    from capsrepro.running.attacking import asked_attack
     from capsrepro.running.evaluations import run_evaluation
-    from capsrepro.running.measures import ATTACKS
 
-    if kind not in ATTACKS:
-        raise UsageError(f"unknown attack {kind!r}; choose one of {', '.join(ATTACKS)}.")
+    asked_attack(spec, kind)
     outcome = run_evaluation(project, spec, kind)
-    curves, settings = outcome.record.curves, outcome.record.spec["attack"]
+    curves, attack = outcome.record.curves, outcome.record.spec["attack"]
     prefix = "" if outcome.done else "nothing to do, its record is current: "
     failure = outcome.record.failure
     if failure is not None:
         click.echo(f"{spec.name}: {prefix}not attacked, its training failed: {failure.reason}")
         return
+    measured = next(iter(name for name in curves if name != "epsilon"))
     points = ", ".join(
-        f"{accuracy:.1f} % at ε = {epsilon}"
-        for epsilon, accuracy in zip(settings["epsilons"], curves["accuracy_pct"], strict=True)
+        f"{share:.1f} % at ε = {epsilon}"
+        for epsilon, share in zip(attack["epsilons"], curves[measured], strict=True)
     )
+    of = {"targeted_success_pct": "success"}.get(measured, "accuracy")
+    crafted = f", made on {attack['source']}," if "source" in attack else ""
     click.echo(
-        f"{spec.name}: {prefix}accuracy under {kind} on the {settings['loss']} loss "
+        f"{spec.name}: {prefix}{of} under {kind} on the {attack['loss']} loss{crafted} "
         f"{points}; record {shown(project, outcome.path)}"
     )
 
@@ -103,4 +105,9 @@ crops = _evaluation(
     "crops",
     "Measure the error when several crops of every test image are classified together.",
     "matcaps-smallnorb/matcaps-em3/seed-0",
+)
+distortions = _evaluation(
+    "distortions",
+    "Measure the accuracy on rotated, moved, scaled, affinely mapped and noisy test images.",
+    "mnist-short/capsnet-r3-recon/seed-0",
 )

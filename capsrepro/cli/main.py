@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scores": ("capsrepro.cli.evaluations:scores", "Class scores, for an ensemble of seeds."),
     "votes": ("capsrepro.cli.evaluations:votes", "Distances of votes in EM routing."),
     "crops": ("capsrepro.cli.evaluations:crops", "Test error over several crops."),
+    "distortions": ("capsrepro.cli.evaluations:distortions", "Accuracy on distorted images."),
     "verify": ("capsrepro.cli.runs:verify", "Replay a recorded run and compare."),
     "pending": ("capsrepro.cli.state:pending", "List the runs that no current record has."),
     "export": ("capsrepro.cli.bundles:export_", "Records and histories of runs into one file."),

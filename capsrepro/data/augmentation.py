@@ -93,11 +93,17 @@ def _contrast(images_BCHW: Tensor, contrast: Contrast, numbers_B: Tensor) -> Ten
 
 
 def _standardise(images_BCHW: Tensor, *_: object) -> Tensor:
+    mean_B111, deviation_B111 = _moments(images_BCHW)
+    return (images_BCHW - mean_B111) / deviation_B111
+
+
+def _moments(images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every image, each of shape (B, 1, 1, 1)."""
     pixels = images_BCHW[0].numel()
     variance_B111, mean_B111 = torch.var_mean(images_BCHW, (1, 2, 3), correction=0, keepdim=True)
     # TensorFlow's guard against images of one colour, for pixels of 0..255; ours are 0..1.
     least = 1 / (255 * pixels**0.5)
-    return (images_BCHW - mean_B111) / variance_B111.sqrt().clamp(min=least)
+    return mean_B111, variance_B111.sqrt().clamp(min=least)
 
 
 _OPERATIONS: dict[type, Callable[[Tensor, Any, Tensor], Tensor]] = {
@@ -149,6 +155,24 @@ def central(
         elif isinstance(operation, Standardise):
             images_BCHW = _standardise(images_BCHW)
     return images_BCHW
+
+
+def black_and_white(images_BCHW: Tensor, operations: Sequence[Operation]) -> tuple[Tensor, Tensor]:
+    """Where `central` takes a black and a white pixel of each image, each of shape (B, 1, 1, 1).
+
+    Args:
+        images_BCHW: float32 in [0, 1].
+        operations: Those of the training.
+    """
+    black_B111 = torch.zeros_like(images_BCHW[:, :1, :1, :1])
+    white_B111 = black_B111 + 1
+    for operation in operations:
+        if isinstance(operation, Standardise):
+            mean_B111, deviation_B111 = _moments(images_BCHW)
+            black_B111 = (black_B111 - mean_B111) / deviation_B111
+            white_B111 = (white_B111 - mean_B111) / deviation_B111
+        images_BCHW = central(images_BCHW, [operation])
+    return black_B111, white_B111
 
 
 def _cut(images_BCHW: Tensor, size: int, offset_px: tuple[int, int]) -> Tensor:

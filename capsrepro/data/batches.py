@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,14 +141,25 @@ class EvaluationSplit:
 
     def moved(self, offset_px: tuple[int, int]) -> EvaluationSplit:
         """The same images, cropped elsewhere."""
-        return EvaluationSplit(
-            self.examples,
-            batch_size=self.batch_size,
-            operations=self.operations,
-            count=self.items,
-            shift_px=self.shift_px,
-            offset_px=offset_px,
-        )
+        return self._with(offset_px=offset_px)
+
+    def raw(self) -> EvaluationSplit:
+        """The same images in [0, 1], neither cropped nor standardised."""
+        return self._with(operations=(), offset_px=(0, 0))
+
+    def first(self, count: int) -> EvaluationSplit:
+        """The first images alone; all where there are no more."""
+        return self._with(count=min(count, self.items))
+
+    def _with(self, **changes: Any) -> EvaluationSplit:
+        same = {
+            "batch_size": self.batch_size,
+            "operations": self.operations,
+            "count": self.items,
+            "shift_px": self.shift_px,
+            "offset_px": self.offset_px,
+        }
+        return EvaluationSplit(self.examples, **{**same, **changes})
 
     def __iter__(self) -> Iterator[Batch]:
         """All batches once; the last one may be smaller."""

@@ -94,6 +94,17 @@ def spread_loss(activations_BK: Tensor, present_BK: Tensor, margin: float | Tens
     return ((1 - present_BK) * excess_BK.square()).sum(1)
 
 
+def logit_difference(scores_BK: Tensor, present_BK: Tensor) -> Tensor:
+    """How far the best wrong class is ahead of the last right one, shape (B,); for attacks alone.
+
+    Above 0 exactly where an image is classified wrong. Unlike the losses that end at a margin it
+    has a slope wherever the scores have one (Carlini and Wagner 2017, §IV-A, f₆ without its max).
+    """
+    wrong_BK = scores_BK.masked_fill(present_BK > 0, -torch.inf)
+    right_BK = scores_BK.masked_fill(present_BK == 0, torch.inf)
+    return wrong_BK.amax(1) - right_BK.amin(1)
+
+
 def reconstruction_sse(images_BLCHW: Tensor, targets_BLCHW: Tensor) -> Tensor:
     """Sum (not mean) of squared pixel differences over everything but the batch (DR17 §4.1).
 
@@ -109,3 +120,6 @@ CLASSIFICATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sigmoid-cross-entropy": sigmoid_cross_entropy,
     "sigmoid-cross-entropy-halved": halved_sigmoid_cross_entropy,
 }
+
+ATTACKED_LOSSES = {**CLASSIFICATION_LOSSES, "logit-difference": logit_difference}
+"""What an attack may follow."""

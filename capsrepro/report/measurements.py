@@ -124,6 +124,11 @@ def _setting(evaluation: Record) -> dict[str, Fact]:
     return {"attack": scalars.pop("method", evaluation.kind), **scalars}
 
 
+def loss_of(setting: Mapping[str, Fact]) -> str:
+    """The loss an attack followed."""
+    return str(setting.get("loss", "unnamed"))
+
+
 def _points(
     curves: Mapping[str, list[float]],
 ) -> Iterator[tuple[str, dict[str, Fact], float]]:

@@ -13,13 +13,20 @@ from numpy.typing import NDArray
 
 from capsrepro.config import RunSpec
 from capsrepro.errors import CapsreproError, UsageError
-from capsrepro.evaluation.robustness import attacked_loss
 from capsrepro.files import digest, has_sha256, sha256_of_file, write_atomically
 from capsrepro.project import Project
 from capsrepro.records import Cost, Record, find_record, record_path, stale_reason
-from capsrepro.running import assembly, control, mlflow_sink, provenance, recording, weights
+from capsrepro.running import (
+    assembly,
+    attacking,
+    control,
+    mlflow_sink,
+    provenance,
+    recording,
+    weights,
+)
 from capsrepro.running.experiment import Outcome, current_record
-from capsrepro.running.measures import ATTACKS, EVALUATIONS, Measured, measure
+from capsrepro.running.measures import EVALUATIONS, Measured, measure
 from capsrepro.training import state
 
 
@@ -30,20 +37,14 @@ def evaluation_document(spec: RunSpec, kind: str) -> dict[str, Any]:
         UsageError: There is no such evaluation, or the protocol does not ask for it.
     """
     if kind not in EVALUATIONS:
-        raise UsageError(f"unknown evaluation {kind!r}; choose one of {', '.join(EVALUATIONS)}.")
-    block = "attacks" if kind in ATTACKS else "evaluations"
-    asked = getattr(getattr(spec.protocol, block), kind)
+        return spec.document() | {"attack": attacking.attack_document(spec, kind)}
+    asked = getattr(spec.protocol.evaluations, kind)
     if asked is None:
         raise UsageError(
             f"protocol {spec.protocol_name} asks for no {kind}; add it to "
-            f"protocols.{spec.protocol_name}.{block} in params.yaml."
+            f"protocols.{spec.protocol_name}.evaluations in params.yaml."
         )
     settings = asked.model_dump(mode="json", exclude={"models"})
-    if kind in ATTACKS:
-        own = assembly.classification_loss(spec)
-        loss = attacked_loss(own, settings["loss"])
-        attack = {**settings, "name": kind, "loss": loss, "epsilon_unit": "raw-pixels"}
-        return spec.document() | {"attack": attack}
     return spec.document() | {"evaluation": {**settings, "name": kind}}
 
 
@@ -60,8 +61,8 @@ def current_evaluation(
         return None, "no record"
     wanted = digest(evaluation_document(spec, kind))
     reason = stale_reason(record, wanted, trained.data.digest, spec.protocol.version)
-    if reason is None and record.inputs != trained_inputs(trained):
-        reason = "the run has been trained anew"
+    if reason is None:
+        reason = _stale_input(project, spec, kind, record, trained)
     if reason is None and not all(
         has_sha256(folder / name, sha256) for name, sha256 in record.outputs.items()
     ):
@@ -72,6 +73,19 @@ def current_evaluation(
 def trained_inputs(trained: Record) -> dict[str, str]:
     """What an evaluation is computed from: the weights that the train record names."""
     return {weights.NAME: trained.outputs[weights.NAME]}
+
+
+def _stale_input(
+    project: Project, spec: RunSpec, kind: str, record: Record, trained: Record
+) -> str | None:
+    """Why the networks that a record is about are not those there are now, if they are not."""
+    try:
+        source = attacking.source_inputs(project, spec, kind)
+    except CapsreproError as error:
+        return str(error).removesuffix(".")
+    if record.inputs != trained_inputs(trained) | source:
+        return "a network that it was made with has been trained anew"
+    return None
 
 
 def run_evaluation(project: Project, spec: RunSpec, kind: str) -> Outcome:
@@ -103,9 +117,10 @@ def run_evaluation(project: Project, spec: RunSpec, kind: str) -> Outcome:
                 f"{spec.name} has no trained model to evaluate ({stale}); "
                 f"run `capsrepro run {spec.name}` first."
             )
+        inputs = trained_inputs(trained) | attacking.source_inputs(project, spec, kind)
         device = state.choose_device(project.device)
         with control.explained(spec.name, str(device)):
-            record = _evaluate_and_record(project, spec, kind, document, trained, device)
+            record = _evaluate_and_record(project, spec, kind, document, trained, inputs, device)
         recording.keep_record(project, record)
         mlflow_sink.publish(project, [trained, record])
         return Outcome(record, path, done=True)
@@ -117,6 +132,7 @@ def _evaluate_and_record(
     kind: str,
     document: dict[str, Any],
     trained: Record,
+    inputs: dict[str, str],
     device: torch.device,
 ) -> Record:
     code = provenance.describe_code(project.root)
@@ -131,11 +147,14 @@ def _evaluate_and_record(
     if trained.failure is None:
         model = assembly.build_model(spec, device)
         weights.load_weights(model, project.checkpoint_folder(spec.name), trained)
-        split = assembly.evaluation_split(project, spec, "test", device)
-        settings = document["attack" if kind in ATTACKS else "evaluation"]
-        measured = measure(model, spec.model_name, split, kind, settings)
+        if kind in EVALUATIONS:
+            split = assembly.evaluation_split(project, spec, "test", device)
+            measured = measure(model, spec.model_name, split, kind, document["evaluation"])
+            images = measured.classified or split.items
+        else:
+            measured = attacking.make_attack(project, spec, kind, model, device)
+            images = measured.classified or 0
         _check_same_test(trained, measured)
-        images = split.items * measured.passes
     seconds = time.perf_counter() - started
     return recording.make_record(
         spec,
@@ -147,7 +166,7 @@ def _evaluate_and_record(
         spec_digest=digest(document),
         steps=trained.budget.steps,
         failure=trained.failure,
-        inputs=trained_inputs(trained),
+        inputs=inputs,
         outputs=_keep_arrays(project, spec, kind, measured.arrays),
         metrics=measured.metrics,
         curves=measured.curves,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from torch import nn
 from capsrepro.data.batches import EvaluationSplit
 from capsrepro.errors import CapsreproError
 from capsrepro.evaluation.digit_width import measure_width
+from capsrepro.evaluation.distortions import measure_distortions
 from capsrepro.evaluation.multicrop import measure_crops
 from capsrepro.evaluation.overlap import measure_crowding, measure_overlap, measure_segmentation
 from capsrepro.evaluation.reconstruction import (
@@ -20,7 +20,6 @@ from capsrepro.evaluation.reconstruction import (
     draw_perturbations,
     measure_reconstruction,
 )
-from capsrepro.evaluation.robustness import measure_fgsm
 from capsrepro.evaluation.routing_dynamics import measure_routing
 from capsrepro.evaluation.scores import measure_scores
 from capsrepro.evaluation.vote_summary import measure_votes
@@ -34,19 +33,13 @@ class Measured:
         metrics: Numbers by name.
         curves: Equally long lists by name.
         arrays: Pictures to draw figures from, or scores, kept beside the record; mostly none.
-        passes: How often every image was classified.
+        classified: How many images were classified; None: every image of the split once.
     """
 
     metrics: dict[str, float]
     curves: dict[str, list[float]] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    passes: int = 1
-
-
-def _fgsm(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
-    epsilons = [float(Fraction(epsilon)) for epsilon in settings["epsilons"]]
-    found = measure_fgsm(model, split, epsilons, settings["loss"])
-    return Measured(*found, passes=len(epsilons))
+    classified: int | None = None
 
 
 def _reconstruct(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
@@ -84,26 +77,30 @@ def _votes(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]
     return Measured(*measure_votes(model, split, **asked))
 
 
+def _distortions(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
+    sweeps = {name: values for name, values in settings.items() if name not in ("name", "images")}
+    part = split.first(settings["images"] or split.items)
+    metrics, curves = measure_distortions(model, part, **sweeps)
+    points = len(curves["distorted_accuracy_pct"])
+    return Measured(metrics, curves, classified=points * part.items)
+
+
 def _crops(model: nn.Module, split: EvaluationSplit, settings: Mapping[str, Any]) -> Measured:
     metrics, curves = measure_crops(model, split, settings["offsets_px"])
-    return Measured(metrics, curves, passes=int(curves["crops"][-1]))
+    return Measured(metrics, curves, classified=split.items * int(curves["crops"][-1]))
 
 
 Measure = Callable[[nn.Module, EvaluationSplit, Mapping[str, Any]], Measured]
 
 EVALUATIONS: dict[str, Measure] = {
-    "fgsm": _fgsm,
     "reconstruct": _reconstruct,
     "overlap": _overlap,
     "routing": _routing,
     "scores": _scores,
     "votes": _votes,
     "crops": _crops,
+    "distortions": _distortions,
 }
-
-
-ATTACKS = ("fgsm",)
-"""Those that are attacks: their settings stand under `attacks`, the others' under `evaluations`."""
 
 
 # What a kind cannot do without, in words and as the model's attribute: any of them is enough.

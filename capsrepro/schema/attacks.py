@@ -54,12 +54,16 @@ class AttackSpec(Entry):
 
     @model_validator(mode="after")
     def _is_one_attack(self) -> Self:
-        if self.method == "fgsm" and (self.steps, self.step_share) != (1, 1):
+        if self.method == "fgsm" and not self.steps == self.step_share == 1:
             raise ValueError("fgsm is a single step of the whole ε; choose bim for several")
         if self.method != "pgd" and self.restarts != 1:
             raise ValueError("only pgd starts at random, so only it has restarts")
         if self.source is not None and self.goal == "targeted":
             raise ValueError("transferred attacks are untargeted")
+        if self.restarts != 1 and self.goal == "targeted":
+            raise ValueError("targeted attacks start once, so restarts should be 1")
+        if self.step_share == 0:
+            raise ValueError("step_share should be more than 0")
         if list(self.epsilons) != sorted(set(self.epsilons)):
             raise ValueError("epsilons should rise")
         return self

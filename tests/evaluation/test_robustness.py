@@ -1,250 +1,171 @@
-"""FGSM against closed forms and against foolbox."""
+"""What is measured of an attack: closed forms, counts, units, and what is refused."""
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from attack_cases import (
+    LOSSES,
+    Linear,
+    Saturated,
+    as_tensors,
+    attack,
+    clean,
+    network,
+    random_images,
+    rising,
+    said_images,
+    split_of,
+)
 from torch import Tensor, nn
 
-from capsrepro.config import load_params, resolve_run
-from capsrepro.data.batches import EvaluationSplit
-from capsrepro.data.examples import StoredExamples
+from capsrepro.data.augmentation import central
 from capsrepro.errors import UsageError
 from capsrepro.evaluation.accuracy import measure_accuracy
-from capsrepro.evaluation.robustness import (
-    attacked_loss,
-    fgsm_step,
-    input_gradient,
-    measure_fgsm,
-)
-from capsrepro.models.losses import cross_entropy, margin_loss, present
+from capsrepro.evaluation.attacks import input_gradient, one_step, random_start, several_steps
+from capsrepro.evaluation.robustness import measure_attack
+from capsrepro.models.losses import ATTACKED_LOSSES, cross_entropy, logit_difference, margin_loss
 from capsrepro.models.predictions import correct
-from capsrepro.running.assembly import build_model, classification_loss
+from capsrepro.schema.augmentation import Crop, Standardise
 
-PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
-CPU = torch.device("cpu")
-LOSSES = {"cnn-baseline": "cross-entropy", "capsnet-r3-recon": "margin"}
-
-
-def network(name: str) -> nn.Module:
-    """Untrained, but with predictions that differ between images and can be changed."""
-    model = build_model(resolve_run(PARAMS, f"digits/{name}/seed-0"), CPU).eval()
-    if name == "cnn-baseline":
-        with torch.no_grad():
-            model.layers[-1].bias -= model(as_tensors(*random_images())[0]).mean(0)
-    return model
-
-
-def random_images(count: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(0)
-    return (
-        random.integers(0, 256, (count, 1, 8, 8), np.uint8),
-        random.integers(0, 10, (count, 1), np.uint8),
-    )
-
-
-def as_tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(images) / 255, torch.from_numpy(labels).long()
-
-
-def split_of(images: np.ndarray, labels: np.ndarray, batch_size: int = 10) -> EvaluationSplit:
-    return EvaluationSplit(StoredExamples(images, labels, CPU), batch_size=batch_size)
-
-
-class Linear(nn.Module):
-    """Scores (w·x, -w·x): for class 0 the loss rises against w, for class 1 along it."""
-
-    classification_loss = "cross-entropy"
-
-    def __init__(self, weights: list[float]) -> None:
-        super().__init__()
-        self.weights = torch.tensor(weights)
-
-    def forward(self, images: Tensor) -> Tensor:
-        product = images.flatten(1) @ self.weights
-        return torch.stack([product, -product], dim=1)
-
-
-def test_a_linear_model_is_attacked_along_its_weights() -> None:
-    images = torch.tensor([[0.5, 0.5, 0.5, 0.05], [0.5, 0.95, 0.5, 0.5]]).view(2, 1, 2, 2)
-    labels = torch.tensor([[0], [1]])
-    gradient = input_gradient(Linear([3.0, 1.0, 0.0, 2.0]), images, labels, "cross-entropy")
-    # d(loss)/dx = ±2·p(wrong class)·w.
-    wrong = (1 + (2 * (images.flatten(1) @ torch.tensor([3.0, 1.0, 0.0, 2.0]))).exp()) ** -1
-    wrong[1] = 1 - wrong[1]
-    weights = torch.tensor([[-3.0, -1.0, 0.0, -2.0], [3.0, 1.0, 0.0, 2.0]])
-    torch.testing.assert_close(gradient.flatten(1), 2 * wrong[:, None] * weights)
-    # A pixel without a gradient stays; one at the edge of the range stops there.
-    attacked = fgsm_step(images, gradient, 0.1).flatten(1)
-    torch.testing.assert_close(attacked, torch.tensor([[0.4, 0.4, 0.5, 0.0], [0.6, 1.0, 0.5, 0.6]]))
+STANDARDISED = (Standardise(op="standardise"),)
+CROPPED = (Crop(op="crop", size_px=6), Standardise(op="standardise"))
+FIVE = (0, 4 / 255, 16 / 255, 64 / 255, 160 / 255)
 
 
 def test_accuracy_of_a_linear_model_falls_where_it_must() -> None:
     # w = (1, -1): the class changes once both pixels have moved by half their difference.
     images = np.array([[102, 51], [153, 51], [204, 51], [255, 0]], np.uint8).reshape(4, 1, 1, 2)
     labels = np.zeros((4, 1), np.uint8)
-    epsilons = [0.0, 0.09, 0.11, 0.19, 0.21, 0.29, 0.31, 0.49, 0.51]
-    split = split_of(images, labels)
-    metrics, curves = measure_fgsm(Linear([1.0, -1.0]), split, epsilons, "cross-entropy")
-    assert curves["accuracy_pct"] == [100, 100, 75, 75, 50, 50, 25, 25, 0]
-    assert curves["epsilon"] == epsilons
-    assert metrics == {"zero_gradient_pct": 0.0, "test_images": 4.0}
+    epsilons = (0, 0.09, 0.11, 0.19, 0.21, 0.29, 0.31, 0.49, 0.51)
+    for method in ("fgsm", "bim", "pgd"):
+        several = {} if method == "fgsm" else {"steps": 20, "step_share": 0.125}
+        made = attack(method, epsilons=epsilons, **several)
+        split = split_of(images, labels)
+        metrics, curves = measure_attack(Linear([1.0, -1.0]), split, made, cross_entropy)
+        assert curves["accuracy_pct"] == [100, 100, 75, 75, 50, 50, 25, 25, 0], method
+        assert curves["epsilon"] == list(epsilons)
+        if method != "fgsm":
+            assert curves["fgsm_accuracy_pct"] == curves["accuracy_pct"]
+        # d(loss)/dx = 2 p(wrong) (-1, 1).
+        apart = torch.tensor([51.0, 102.0, 153.0, 255.0]).double() / 255
+        norms = 2 * 2**0.5 / (1 + (2 * apart).exp())
+        assert metrics == {
+            "test_images": 4,
+            "classes": 2,
+            "clean_accuracy_pct": 100,
+            "full_range_accuracy_pct": 0,
+            "zero_gradient_pct": 0,
+            "zero_gradient_pixels_pct": 0,
+            "gradient_l2_mean": pytest.approx(float(norms.mean()), rel=1e-6),
+            "gradient_l2_median": pytest.approx(float(norms.median()), rel=1e-6),
+        }
 
 
-@given(st.integers(0, 2**31), st.floats(0, 2, width=32))
-def test_an_attack_stays_within_epsilon_and_the_range_of_pixels(seed: int, epsilon: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (3, 1, 4, 4), generator=generator) / 255
-    gradient = torch.randn(3, 1, 4, 4, generator=generator)
-    gradient[0, 0, 0] = 0
-    attacked = fgsm_step(images, gradient, epsilon)
-    assert attacked.min() >= 0
-    assert attacked.max() <= 1
-    change = attacked - images
-    assert change.abs().max() <= epsilon + 1e-7  # the sum is rounded once
-    assert (change * gradient >= 0).all()
-    assert torch.equal(attacked[0, 0, 0], images[0, 0, 0])
+def test_random_signs_do_less_than_a_linear_model_s_gradient() -> None:
+    images = np.full((400, 1, 1, 2), 128, np.uint8)
+    images[:, 0, 0, 0] = 178
+    split = split_of(images, np.zeros((400, 1), np.uint8), 64)
+    made = attack(epsilons=(0, 0.05, 0.15))
+    _, curves = measure_attack(Linear([1.0, -1.0]), split, made, cross_entropy)
+    assert curves["accuracy_pct"] == [100, 100, 0]
+    # The pixels are 50/255 apart: one pair of signs of four changes the class.
+    assert curves["noise_accuracy_pct"][:2] == [100, 100]
+    assert curves["noise_accuracy_pct"][2] == pytest.approx(75, abs=4 * 2.2)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_epsilon_zero_is_the_clean_accuracy(name: str) -> None:
     model, (images, labels) = network(name), random_images()
-    with torch.no_grad():
-        said = model(as_tensors(images, labels)[0]).argmax(1).numpy()
-    labels[:15, 0] = said[:15]
-    clean = measure_accuracy(model, split_of(images, labels))
-    _, curves = measure_fgsm(model, split_of(images, labels), [0.0], LOSSES[name])
-    assert curves["accuracy_pct"] == [pytest.approx(100 - clean["test_error_pct"])]
-    assert clean["test_error_pct"] < 50
+    labels[:15] = said_images(model)[1][:15]
+    clean_error = measure_accuracy(model, split_of(images, labels))["test_error_pct"]
+    loss = ATTACKED_LOSSES[LOSSES[name]]
+    for method in ("fgsm", "bim", "pgd"):
+        made = attack(method, epsilons=(0,), steps=1 if method == "fgsm" else 2)
+        metrics, curves = measure_attack(model, split_of(images, labels), made, loss)
+        assert metrics["clean_accuracy_pct"] == pytest.approx(100 - clean_error)
+        for curve in set(curves) - {"epsilon"}:
+            assert curves[curve] == [metrics["clean_accuracy_pct"]], curve
+    assert clean_error < 50
 
 
+@pytest.mark.parametrize("method", ["fgsm", "bim", "pgd"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_curve_is_that_of_one_image_at_a_time(name: str) -> None:
-    model, (images, labels) = network(name), random_images()
-    with torch.no_grad():
-        labels[:, 0] = model(as_tensors(images, labels)[0]).argmax(1).numpy()
-    epsilons, loss = [0.0, 4 / 255, 16 / 255, 64 / 255], LOSSES[name]
-    hits = [0] * 4
-    for image, label in zip(*as_tensors(images, labels), strict=True):
-        gradient = input_gradient(model, image[None], label[None], loss)
-        for index, epsilon in enumerate(epsilons):
-            attacked = fgsm_step(image[None], gradient, epsilon)
-            hits[index] += int(correct(model(attacked), label[None]))
+def test_the_curve_is_that_of_one_image_at_a_time(name: str, method: str) -> None:
+    model, loss = network(name), LOSSES[name]
+    images, labels = said_images(model)
+    rise, hits = rising(model, loss), [0] * len(FIVE)
+    restarts = 3 if method == "pgd" else 1
+    for item, (image, label) in enumerate(zip(*as_tensors(images, labels), strict=True)):
+        one = clean(image[None], label[None])._replace(items=torch.tensor([item]))
+        for index, size in enumerate(FIVE):
+            epsilon, right = torch.tensor(size), True
+            for restart in range(restarts):
+                if method == "fgsm":
+                    made = one_step(one, input_gradient(rise, *one[:2]), epsilon)
+                else:
+                    start = one.images
+                    if method == "pgd":
+                        start = random_start(one, epsilon, restart)
+                    made = several_steps(rise, one, start, epsilon, 0.25 * epsilon, 5)
+                right &= bool(correct(model(made), label[None]))
+            hits[index] += right
     expected = [100 * count / 24 for count in hits]
     assert expected[0] == 100 > expected[-1]
+    several = {} if method == "fgsm" else {"steps": 5, "step_share": 0.25, "restarts": restarts}
     for batch_size in (5, 24):
         # Whatever mode the model comes in, it is attacked without dropout.
         split = split_of(images, labels, batch_size)
-        _, curves = measure_fgsm(model.train(), split, epsilons, loss)
+        made = attack(method, epsilons=tuple(map(str, FIVE)), **several)
+        _, curves = measure_attack(model.train(), split, made, ATTACKED_LOSSES[loss])
         assert curves["accuracy_pct"] == expected
+        first = curves.get("first_start_accuracy_pct", expected)
+        assert all(one >= all_ for one, all_ in zip(first, expected, strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_gradients_are_those_of_float64_differences(name: str) -> None:
-    model = network(name).double()
-    images, labels = (part[:2] for part in as_tensors(*random_images()))
-    images = images.double()
-    gradient = input_gradient(model, images, labels, LOSSES[name])
-    function = {"cross-entropy": cross_entropy, "margin": margin_loss}[LOSSES[name]]
-
-    def loss(at: Tensor) -> Tensor:
-        with torch.no_grad():
-            return function(model(at), present(labels, 10)).sum()
-
-    for place in [(0, 0, 0, 0), (0, 0, 4, 3), (1, 0, 7, 7)]:
-        step = torch.zeros_like(images)
-        step[place] = 1e-6
-        slope = (loss(images + step) - loss(images - step)) / 2e-6
-        assert float(slope) == pytest.approx(float(gradient[place]), rel=1e-4, abs=1e-8)
-
-
-def bim(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, steps: int) -> Tensor:
-    """Kurakin et al. 2017, equation 2, with α = ε / steps."""
-    attacked = images.clone()
-    for _ in range(steps):
-        attacked.requires_grad_()
-        loss = nn.functional.cross_entropy(model(attacked), labels[:, 0])
-        (gradient,) = torch.autograd.grad(loss, attacked)
-        moved = attacked.detach() + epsilon / steps * gradient.sign()
-        attacked = moved.clamp(images - epsilon, images + epsilon).clamp(0, 1)
-    return attacked
-
-
-def test_fgsm_is_one_step_of_bim() -> None:
-    model, (images, labels) = network("cnn-baseline"), as_tensors(*random_images())
-    gradient = input_gradient(model, images, labels, "cross-entropy")
-    attacked = fgsm_step(images, gradient, 16 / 255)
-    torch.testing.assert_close(attacked, bim(model, images, labels, 16 / 255, 1), rtol=0, atol=1e-7)
-    assert not torch.allclose(attacked, bim(model, images, labels, 16 / 255, 4), atol=1e-3)
-
-
-@pytest.fixture(scope="module")
-def foolbox():
-    with warnings.catch_warnings():
-        # foolbox 3.3 imports scipy.ndimage.filters, which scipy has renamed.
-        warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)
-        return pytest.importorskip("foolbox")
-
-
-def foolbox_fgsm(foolbox, name: str):
-    """Its FGSM; for capsules on the margin loss, which it does not know."""
-
-    class MarginAttack(foolbox.attacks.LinfFastGradientAttack):
-        def get_loss_fn(self, model, labels):
-            targets = nn.functional.one_hot(labels.raw, 10)
-
-            def loss(inputs):
-                import eagerpy
-
-                lengths = model(inputs).raw
-                missed = targets * (0.9 - lengths).clamp(min=0) ** 2
-                false = (1 - targets) * (lengths - 0.1).clamp(min=0) ** 2
-                return eagerpy.astensor((missed + 0.5 * false).sum())
-
-            return loss
-
-    if LOSSES[name] == "margin":
-        return MarginAttack()
-    return foolbox.attacks.LinfFastGradientAttack()
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_images_and_accuracy_equal_those_of_foolbox(foolbox, name: str) -> None:
-    model, (images, labels) = network(name), random_images()
-    with torch.no_grad():
-        labels[:, 0] = model(as_tensors(images, labels)[0]).argmax(1).numpy()
-    epsilons = [2 / 255, 8 / 255, 32 / 255, 96 / 255]
+def test_targets_are_every_class_with_and_without_the_true_one() -> None:
+    model = network("capsnet-r3-recon")
+    images, labels = said_images(model)
     inputs, classes = as_tensors(images, labels)
-    oracle = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-    _, attacked, success = foolbox_fgsm(foolbox, name)(
-        oracle, inputs, classes[:, 0], epsilons=epsilons
-    )
-    gradient = input_gradient(model, inputs, classes, LOSSES[name])
-    assert (gradient != 0).any()
-    for epsilon, theirs in zip(epsilons, attacked, strict=True):
-        ours = fgsm_step(inputs, gradient, epsilon)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-    _, curves = measure_fgsm(model, split_of(images, labels), epsilons, LOSSES[name])
-    expected = 100 * (1 - success.float().mean(1))
-    assert curves["accuracy_pct"] == pytest.approx(expected.tolist())
-    assert expected.min() < 100
+    rise, epsilon = rising(model, "margin"), torch.tensor(64 / 255)
+    every = wrong = 0
+    for target in range(10):
+        aimed = torch.full_like(classes, target)
+        gradient = input_gradient(lambda at, to: -rise(at, to), inputs, aimed)
+        made = one_step(clean(inputs, aimed), gradient, epsilon)
+        hit = model(made).argmax(1) == target
+        every += int(hit.sum())
+        wrong += int((hit & (classes[:, 0] != target)).sum())
+    made = attack(goal="targeted", epsilons=(0, "64/255"))
+    metrics, curves = measure_attack(model, split_of(images, labels, 7), made, margin_loss)
+    # Without an attack each image is taken for one class of ten, here always the true one.
+    assert curves["targeted_success_pct"] == [10, pytest.approx(100 * every / 240)]
+    assert curves["wrong_target_success_pct"] == [0, pytest.approx(100 * wrong / 216)]
+    assert wrong > 0
+    assert curves.keys() == {"epsilon", "targeted_success_pct", "wrong_target_success_pct"}
+    assert "full_range_accuracy_pct" not in metrics
+    made = attack("bim", goal="targeted", epsilons=("64/255",), steps=4, step_share=0.25)
+    _, again = measure_attack(model, split_of(images, labels), made, margin_loss)
+    assert again["fgsm_targeted_success_pct"] == [curves["targeted_success_pct"][1]]
+    assert again["targeted_success_pct"] != again["fgsm_targeted_success_pct"]
 
 
-class Saturated(nn.Module):
-    """Lengths 0.95 and 0.05 for bright images: their margin loss is 0, and so is its gradient."""
-
-    classification_loss = "margin"
-
-    def forward(self, images: Tensor) -> Tensor:
-        brightness = images.flatten(1).mean(1)
-        return torch.stack([0.95 * brightness, 0.05 * brightness], dim=1)
+def test_transferred_images_are_made_on_the_source_and_shown_to_the_victim() -> None:
+    # The source looks at pixel 0 alone, the victim at pixel 1 as well.
+    victim, source = Linear([1.0, 1.0, -2.0]), Linear([1.0, 0.0, 0.0])
+    images = np.array([[255, 204, 204]], np.uint8).reshape(1, 1, 1, 3)  # victim: 0.2
+    split = split_of(images, np.zeros((1, 1), np.uint8))
+    made = attack(epsilons=(0, 0.04, 0.06, 0.19, 0.21), source="other")
+    metrics, curves = measure_attack(victim, split, made, cross_entropy, source)
+    assert curves["white_box_accuracy_pct"] == [100, 100, 0, 0, 0]
+    assert curves["transfer_accuracy_pct"] == [100, 100, 100, 100, 0]
+    assert metrics == {"test_images": 1, "classes": 2, "clean_accuracy_pct": 100}
+    _, same = measure_attack(victim, split, made, cross_entropy, victim)
+    assert same["transfer_accuracy_pct"] == same["white_box_accuracy_pct"]
 
 
 def test_images_without_a_gradient_are_counted() -> None:
@@ -253,48 +174,174 @@ def test_images_without_a_gradient_are_counted() -> None:
     labels = np.zeros((7, 1), np.uint8)
     for batch_size in (1, 3, 7):
         split = split_of(images, labels, batch_size)
-        metrics, _ = measure_fgsm(Saturated(), split, [0.1], "margin")
+        metrics, curves = measure_attack(Saturated(), split, attack(), margin_loss)
         assert metrics["zero_gradient_pct"] == pytest.approx(100 * 3 / 7)
-        metrics, _ = measure_fgsm(Saturated(), split, [0.1], "cross-entropy")
+        assert metrics["zero_gradient_pixels_pct"] == pytest.approx(100 * 3 / 7)
+        metrics, _ = measure_attack(Saturated(), split, attack(), logit_difference)
         assert metrics["zero_gradient_pct"] == 0
+        # Nothing changes the class of a network that only ever scales.
+        assert metrics["full_range_accuracy_pct"] == 100
+        assert curves["accuracy_pct"] == [100, 100]
 
 
 def test_an_image_with_one_gradient_counts_as_attackable() -> None:
-    images = np.full((2, 1, 2, 2), 100, np.uint8)
-    labels = np.zeros((2, 1), np.uint8)
-    split = split_of(images, labels)
-    metrics, _ = measure_fgsm(Linear([0.0, 0.0, 1e-3, 0.0]), split, [0.1], "cross-entropy")
-    assert metrics["zero_gradient_pct"] == 0
-    metrics, _ = measure_fgsm(Linear([0.0] * 4), split, [0.1], "cross-entropy")
-    assert metrics["zero_gradient_pct"] == 100
+    split = split_of(np.full((2, 1, 2, 2), 100, np.uint8), np.zeros((2, 1), np.uint8))
+    one, none = Linear([0.0, 0.0, 1e-30, 0.0]), Linear([0.0] * 4)
+    metrics, _ = measure_attack(one, split, attack(), cross_entropy)
+    assert (metrics["zero_gradient_pct"], metrics["zero_gradient_pixels_pct"]) == (0, 75)
+    # The square of so small a gradient is 0 in float32.
+    assert metrics["gradient_l2_mean"] == pytest.approx(1e-30, rel=1e-5)
+    metrics, _ = measure_attack(none, split, attack(), cross_entropy)
+    assert (metrics["zero_gradient_pct"], metrics["zero_gradient_pixels_pct"]) == (100, 100)
 
 
-def test_the_loss_attacked_changes_the_gradient() -> None:
-    model, (images, labels) = network("capsnet-r3-recon"), as_tensors(*random_images())
-    margin, entropy = (
-        input_gradient(model, images, labels, loss) for loss in ("margin", "cross-entropy")
-    )
-    assert not torch.equal(margin.sign(), entropy.sign())
+def test_the_first_images_alone() -> None:
+    model = network("cnn-baseline")
+    images, labels = said_images(model)
+    _, few = measure_attack(model, split_of(images[:9], labels[:9]), attack(), cross_entropy)
+    part = attack(images=9)
+    metrics, curves = measure_attack(model, split_of(images, labels), part, cross_entropy)
+    assert metrics["test_images"] == 9
+    assert curves == few
+    metrics, _ = measure_attack(model, split_of(images, labels), attack(images=99), cross_entropy)
+    assert metrics["test_images"] == 24
 
 
-def test_own_is_the_loss_a_model_is_trained_on() -> None:
-    for model, own in (("cnn-baseline", "cross-entropy"), ("capsnet-r3-recon", "margin")):
-        spec = resolve_run(PARAMS, f"digits/{model}/seed-0")
-        assert attacked_loss(classification_loss(spec), "own") == own
-    assert attacked_loss("margin", "cross-entropy") == "cross-entropy"
+# Units.
 
 
-def test_an_unknown_loss_is_one_sentence() -> None:
+class Pixel(nn.Module):
+    """Class 0 where the first pixel shown is above a level."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, images: Tensor) -> Tensor:
+        above = images[:, 0, 0, 0] - self.level
+        return torch.stack([above, -above], dim=1)
+
+
+@pytest.mark.parametrize("operations", [STANDARDISED, CROPPED, CROPPED[::-1]])
+def test_standardised_epsilon_is_in_standard_deviations_of_the_image(operations) -> None:
+    images = random_images(40)[0]
+    raw = torch.from_numpy(images) / 255
+    shown = central(raw, operations)
+    labels = (shown[:, 0, 0, 0] <= 0).to(torch.uint8).view(-1, 1).numpy()
+    split = split_of(images, labels, 7, operations)
+    sizes = (0, 0.1, 0.4, 1.0)
+    made = attack(epsilons=sizes, epsilon_unit="standardised-pixels")
+    metrics, curves = measure_attack(Pixel(0.0), split, made, cross_entropy)
+    away = shown[:, 0, 0, 0].abs()
+    expected = [100 * float((away > size).float().mean()) for size in sizes]
+    assert curves["accuracy_pct"] == pytest.approx(expected, abs=1e-4)
+    assert 10 < expected[3] < expected[2] < 100
+    # One pixel of all that are shown has a gradient.
+    pixels = shown[0].numel()
+    assert metrics["zero_gradient_pixels_pct"] == pytest.approx(100 * (1 - 1 / pixels))
+
+
+def test_standardised_pixels_stay_between_the_image_s_own_black_and_white() -> None:
+    images = random_images(40)[0]
+    shown = central(torch.from_numpy(images) / 255, STANDARDISED)
+    mean = torch.from_numpy(images / 255).mean((1, 2, 3))
+    deviation = torch.from_numpy(images / 255).std((1, 2, 3), correction=0)
+    black = -mean / deviation
+    labels = np.zeros((40, 1), np.uint8)
+    level = float(black.median()) + 0.01  # between two images
+    split = split_of(images, labels, 7, STANDARDISED)
+    sizes = {"epsilons": (9.0,), "epsilon_unit": "standardised-pixels"}
+    _, curves = measure_attack(Pixel(level), split, attack(**sizes), cross_entropy)
+    # With any ε, only images whose black is below the level can be brought there.
+    assert curves["accuracy_pct"] == [pytest.approx(100 * float((black > level).float().mean()))]
+    made = attack(**sizes, clip="none")
+    metrics, curves = measure_attack(Pixel(level), split, made, cross_entropy)
+    assert curves["accuracy_pct"] == [0]
+    assert (shown[:, 0, 0, 0] - 9 < level).all()
+    contrast = (1 / deviation).float()
+    beyond = shown[:, 0, 0, 0] - contrast > level
+    assert metrics["full_range_accuracy_pct"] == pytest.approx(100 * float(beyond.float().mean()))
+
+
+def test_raw_epsilon_is_of_the_image_before_it_is_cropped_and_standardised() -> None:
+    model = network("cnn-baseline")
+    images, _ = random_images()
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=77)
+    operations = (Standardise(op="standardise"), Crop(op="crop", size_px=8))
+    inputs = torch.from_numpy(padded) / 255
+
+    def shown(at: Tensor) -> Tensor:
+        mean = at.mean((1, 2, 3), keepdim=True)
+        deviation = (at - mean).square().mean((1, 2, 3), keepdim=True).sqrt()
+        return ((at - mean) / deviation)[:, :, 1:9, 1:9]
+
+    with torch.no_grad():
+        labels = model(shown(inputs)).argmax(1, keepdim=True)
+    pixels = inputs.clone().requires_grad_()
+    cross_entropy(model(shown(pixels)), nn.functional.one_hot(labels[:, 0], 10)).sum().backward()
+    # The frame is not shown, and yet has a gradient: it changes mean and deviation.
+    assert (pixels.grad[:, :, 0] != 0).all()
+    sizes = (0, 2 / 255, 8 / 255, 24 / 255)
+    expected = []
+    for size in sizes:
+        attacked = (inputs + size * pixels.grad.sign()).clamp(0, 1)
+        with torch.no_grad():
+            hit = model(shown(attacked)).argmax(1) == labels[:, 0]
+        expected.append(100 * float(hit.float().mean()))
+    split = split_of(padded, labels.to(torch.uint8).numpy(), 10, operations)
+    made = attack(epsilons=tuple(map(str, sizes)))
+    _, curves = measure_attack(model, split, made, cross_entropy)
+    assert curves["accuracy_pct"] == pytest.approx(expected)
+    assert expected[0] == 100 > expected[-1]
+
+
+# What is refused.
+
+
+def test_standardised_epsilon_of_raw_images_is_one_sentence() -> None:
+    made = attack(epsilon_unit="standardised-pixels")
     with pytest.raises(UsageError) as caught:
-        attacked_loss("margin", "hinge")
+        measure_attack(Saturated(), split_of(*random_images()), made, margin_loss)
     assert str(caught.value) == (
-        "unknown loss 'hinge' to attack; choose one of own, margin, spread, cross-entropy, "
-        "sigmoid-cross-entropy, sigmoid-cross-entropy-halved."
+        "ε is asked for in standardised pixels, but these images are not standardised; write "
+        "`epsilon_unit: raw-pixels` in params.yaml."
     )
 
 
-def test_a_negative_epsilon_is_one_sentence() -> None:
-    split = split_of(*random_images())
-    with pytest.raises(UsageError) as caught:
-        measure_fgsm(Saturated(), split, [0.1, -0.5, 0], "margin")
-    assert str(caught.value) == "ε must not be negative, but -0.5 was given; use 0 or more."
+def test_a_target_for_two_digits_is_one_sentence() -> None:
+    images, labels = random_images()
+    both = np.concatenate([labels, (labels + 1) % 10], axis=1)
+    with pytest.raises(UsageError, match="needs images of one class each, and these have 2"):
+        measure_attack(Saturated(), split_of(images, both), attack(goal="targeted"), margin_loss)
+
+
+def test_two_digits_are_attacked_together() -> None:
+    model, (images, labels) = network("capsnet-r3-recon"), random_images()
+    with torch.no_grad():
+        both = model(as_tensors(images, labels)[0]).topk(2).indices.to(torch.uint8).numpy()
+    made = attack(epsilons=(0, "96/255"))
+    _, curves = measure_attack(model, split_of(images, both), made, logit_difference)
+    assert curves["accuracy_pct"][0] == 100 > curves["accuracy_pct"][1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"epsilons": (-0.1,)}, "greater than or equal to 0"),
+        ({"epsilons": (0.1, 0.1)}, "should rise"),
+        ({"epsilons": (0.2, 0.1)}, "should rise"),
+        ({"epsilons": ()}, "at least 1 item"),
+        ({"loss": "hinge"}, "'logit-difference'"),
+        ({"method": "deepfool"}, "'fgsm', 'bim' or 'pgd'"),
+        ({"steps": 2}, "single step"),
+        ({"step_share": Fraction(1, 2)}, "single step"),
+        ({"method": "bim", "step_share": 0}, "more than 0"),
+        ({"method": "bim", "restarts": 2}, "only pgd starts at random"),
+        ({"method": "pgd", "restarts": 2, "goal": "targeted"}, "start once"),
+        ({"source": "cnn", "goal": "targeted"}, "are untargeted"),
+        ({"images": 0}, "greater than 0"),
+    ],
+)
+def test_attacks_that_make_no_sense(changes: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        attack(**changes)
