@@ -1,6 +1,6 @@
 """The published claims, typed: what each paper states, where, and what it leaves unsaid.
 
-The numbers live in `published/*.yaml`, one file per paper and one for the independent
+The numbers live in `published/*.yaml`, one file per source that is judged and one for the other
 reproductions. A claim is a value (0.25 % ± 0.005), an ordering (three routing iterations beat
 one) or a bound (accuracy never below chance); design.md §11 says how each is judged.
 """
@@ -29,9 +29,8 @@ from capsrepro.errors import CapsreproError, UsageError
 PUBLISHED = Path(__file__).parent / "published"
 
 PAPERS = {
-    "sabour2017": "sabour2017.yaml",
-    "hinton2018": "hinton2018.yaml",
-    "reproductions": "reproductions.yaml",
+    name: f"{name}.yaml"
+    for name in ("sabour2017", "hinton2018", "michels2019", "garg-blog", "reproductions")
 }
 
 # libyaml is ten times faster, but not every build of PyYAML carries it.

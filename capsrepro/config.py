@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from capsrepro.schema.base import Entry
 from capsrepro.schema.evaluations import Evaluations
 from capsrepro.schema.models import FAMILIES, ModelSpec
 from capsrepro.schema.params import Params, Protocol
+from capsrepro.yaml_lines import LOADER, line_of, refuse_doubled_keys
 
 _RUN_NAME = re.compile(r"^(?P<protocol>[\w.-]+)/(?P<model>[\w.-]+)/seed-(?P<seed>\d+)$")
 # Branches of a union, which pydantic puts into the place of an error; the file has no such keys.
 _TAGS = (*FAMILIES, *OPERATIONS, "int", "float", "str")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class RunSpec:
         model: Its resolved model.
         dataset_parameters: How its data set is prepared.
         reference: The run whose accuracy ends the training of this one; mostly none.
+        sources: By transferred attack, the run that its images are made on.
     """
 
     protocol_name: str
@@ -47,6 +48,7 @@ class RunSpec:
     model: ModelSpec
     dataset_parameters: dict[str, int | float | str]
     reference: RunSpec | None = None
+    sources: Mapping[str, RunSpec] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,8 +93,8 @@ def load_params(path: Path) -> Params:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        document = yaml.load(text, Loader=_Loader)
-        _refuse_doubled_keys(yaml.compose(text, Loader=_Loader), path)
+        document = yaml.load(text, Loader=LOADER)
+        refuse_doubled_keys(yaml.compose(text, Loader=LOADER), path)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; restore it with `git checkout {path.name}`."
@@ -114,25 +116,6 @@ def load_params(path: Path) -> Params:
     return params
 
 
-def _refuse_doubled_keys(node: yaml.Node | None, path: Path) -> None:
-    """YAML would silently take the last of two equal keys."""
-    if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_doubled_keys(value, path)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    lines: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            raise UsageError(
-                f"{path}, line {line}: {key.value} stands here a second time after line "
-                f"{lines[key.value]}; keep one of them."
-            )
-        lines[str(key.value)] = line
-        _refuse_doubled_keys(value, path)
-
-
 def _explain(error: ValidationError, text: str, path: Path) -> str:
     first = error.errors()[0]
     keys = [key for key in first["loc"] if key not in _TAGS]
@@ -143,34 +126,16 @@ def _explain(error: ValidationError, text: str, path: Path) -> str:
     }.get(first["type"], f"is wrong ({first['msg'].removeprefix('Value error, ')})")
     more = f" ({error.error_count() - 1} more behind it)" if error.error_count() > 1 else ""
     return (
-        f"{path}, line {_line_of(text, keys)}: {name} {problem}{more}; "
+        f"{path}, line {line_of(text, keys)}: {name} {problem}{more}; "
         "capsrepro/schema/ says what may stand there."
     )
-
-
-def _line_of(text: str, keys: list[Any]) -> int:
-    """Line of the deepest of `keys` that the file itself holds (merged keys have no line)."""
-    node = yaml.compose(text, Loader=_Loader)
-    line = 1
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
-            found = [(v, v) for v in node.value[key : key + 1]]
-        else:
-            found = []
-        if not found:
-            break
-        name_node, node = found[-1]
-        line = name_node.start_mark.line + 1
-    return line
 
 
 def _check_names(params: Params, text: str, path: Path) -> None:
     """Every name that a protocol or an augmentation uses must be defined."""
     for dataset in params.augmentations:
         if dataset not in params.datasets:
-            line = _line_of(text, ["augmentations", dataset])
+            line = line_of(text, ["augmentations", dataset])
             raise UsageError(
                 f"{path}, line {line}: augmentations names data set {dataset}, "
                 f"which is not defined; known: {', '.join(params.datasets)}."
@@ -184,13 +149,17 @@ def _check_names(params: Params, text: str, path: Path) -> None:
         named += [("run_models", model, models) for model in protocol.run_models]
         rates = protocol.recipe.learning_rates
         named += [("recipe.learning_rates", model, models) for model in rates]
+        for attack, asked in protocol.attacks.items():
+            named += [(f"attacks.{attack}.models", model, models) for model in asked.models]
+            if asked.source is not None:
+                named.append((f"attacks.{attack}.source", asked.source, models))
         stop = protocol.recipe.stop
         if stop is not None and stop.accuracy_of is not None:
             named.append(("recipe.stop.accuracy_of", stop.accuracy_of, models))
             named.append(("recipe.stop.split", stop.split, protocol.measured or ["test"]))
         for key, value, known in named:
             if value not in known:
-                line = _line_of(text, ["protocols", name, *key.split(".")])
+                line = line_of(text, ["protocols", name, *key.split(".")])
                 raise UsageError(
                     f"{path}, line {line}: protocols.{name}.{key} names {value}, "
                     f"which is not defined; known: {', '.join(known)}."
@@ -273,7 +242,25 @@ def _run_of(
         params.models[protocol.models][model_name],
         params.datasets[protocol.dataset],
         _run_of(params, protocol_name, protocol, others, seed) if others else None,
+        _sources(params, protocol_name, protocol, seed),
     )
+
+
+def _sources(
+    params: Params, protocol_name: str, protocol: Protocol, seed: int
+) -> dict[str, RunSpec]:
+    """The runs that transferred attacks take their images from: of the next of `run_seeds`.
+
+    So none is the run attacked itself, and all models of one seed see the images of the same run.
+    """
+    seeds = protocol.run_seeds
+    place = seeds.index(seed) + 1 if seed in seeds else 0
+    own = protocol.model_copy(update={"attacks": {}})
+    return {
+        name: _run_of(params, protocol_name, own, attack.source, seeds[place % len(seeds)])
+        for name, attack in protocol.attacks.items()
+        if attack.source is not None
+    }
 
 
 def requested_runs(params: Params) -> list[RunSpec]:

@@ -21,10 +21,13 @@ from capsrepro.errors import CapsreproError, UsageError
 CLAIMS = load_claims()
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
+MICHELS = {"mnist", "fashion-mnist", "svhn", "cifar10"}
 NORB_2018 = {"smallnorb", "smallnorb-azimuth", "smallnorb-elevation", "norb"}
 PROTOCOLS = {
     "sabour2017": {"mnist", "multimnist", "affnist", "cifar10", "svhn", "smallnorb-2017"},
     "hinton2018": NORB_2018 | {"mnist-2018", "cifar10-2018"},
+    "michels2019": MICHELS,
+    "garg-blog": {"smallnorb"},
 }
 
 # The headline numbers, typed in a second time from the papers' tables; * stands for the name.
@@ -58,9 +61,21 @@ hinton2018/smallnorb/*/error-reduction: matcaps-em3-multicrop 45, matcaps-em3 30
 hinton2018/smallnorb/*: matcaps-em3/accuracy-never-below-chance 20
 hinton2018/smallnorb/*: cnn-baseline/accuracy/fgsm-0.20 16.1, matcaps-em3/accuracy/bim-0.50 54.8
 reproductions/xifengguo-keras/mnist/*/test-error: capsnet-r3 0.40, capsnet-r3-recon 0.34
-reproductions/michels2019/cifar10/*/transfer-fooling-universal: michels-capsnet 47.2
-reproductions/garg-blog/smallnorb/*/accuracy: cnn-baseline 20, matcaps-em3 70
+michels2019/mnist/*/test-accuracy: michels-conv 99.39, michels-capsnet 99.40
+michels2019/*/perturbation-l2-cw: mnist/michels-capsnet 1.82, cifar10/michels-conv 0.37
+michels2019/*/perturbation-l2-boundary: fashion-mnist/michels-conv 1.24, svhn/michels-capsnet 1.88
+michels2019/*/perturbation-l2-deepfool: mnist/michels-conv 1.07, cifar10/michels-capsnet 0.16
+michels2019/*/perturbation-l2-universal: mnist/michels-capsnet 11.45, svhn/michels-conv 2.46
+michels2019/cifar10/*/transfer-fooling-universal: michels-conv 25.9, michels-capsnet 47.2
+michels2019/mnist/*/transfer-fooling-boundary: michels-conv 8.8, michels-capsnet 14.2
+garg-blog/smallnorb/*/accuracy: cnn-baseline 20, matcaps-em3 70
+garg-blog/smallnorb/*/parameters: cnn-baseline 4e6, matcaps-em3 300e3
 """
+
+NETWORKS = ("michels-conv", "michels-capsnet")
+BY_STRENGTH = ("perturbation_l2_mean", "transfer_fooling_pct")
+ATTACKED = {"accuracy_pct", "targeted_success_pct", "zero_gradient_pixels_pct"}
+ATTACKED |= {"gradient_orders_of_magnitude_smaller", "black_box_accuracy_advantage_pp"}
 
 PAPER_BLOCK = """\
 paper: {id: sabour2017, title: T, authors: [A], year: 2017, venue: V, version: v2, url: u, read: r}
@@ -80,6 +95,7 @@ def test_claim(claim: Claim) -> None:
         assert second == claim.protocol
         assert claim.protocol in PROTOCOLS[paper]
         assert claim.reported_by is None
+        assert claim.judged or claim.cited_from or claim.unreliable
     else:
         assert second == claim.reported_by
         assert not claim.judged
@@ -123,6 +139,56 @@ def test_figure_3_of_2018_is_complete() -> None:
     for metric, step in (("accuracy_pct", 0.05), ("targeted_success_pct", 0.025)):
         grid = sorted({float(c.condition["epsilon"]) for c in points if c.metric == metric})
         assert grid == pytest.approx([step * i for i in range(11)])
+
+
+def test_tables_of_michels_are_complete() -> None:
+    values = [c for c in load_claims("michels2019") if c.judged and isinstance(c, ValueClaim)]
+    found = Counter((c.metric, c.condition.get("attack"), c.protocol, c.model) for c in values)
+    attacks = ("cw", "boundary", "deepfool", "universal")
+    cells = [
+        ("test_accuracy_pct", None),
+        *(("perturbation_l2_mean", attack) for attack in attacks),
+        *(("transfer_fooling_pct", attack) for attack in attacks),
+    ]
+    assert found == {(*cell, p, model): 1 for cell in cells for p in MICHELS for model in NETWORKS}
+
+
+def test_counter_evidence_is_ordered_as_its_numbers_are() -> None:
+    """One ordering for each attack and data set, of the norms before the fooling rates."""
+    claims = [c for c in load_claims("michels2019") if c.judged]
+    values = {
+        (c.metric, c.condition.get("attack"), c.protocol, c.model): c.value
+        for c in claims
+        if isinstance(c, ValueClaim)
+    }
+    found = {
+        (str(c.condition["attack"]), c.protocol): c.metric
+        for c in claims
+        if isinstance(c, OrderingClaim) and (c.better, c.worse) == NETWORKS
+    }
+    expected: dict[tuple[str, str], str] = {}
+    for attack in ("cw", "boundary", "deepfool", "universal"):
+        for protocol in MICHELS:
+            conv, caps = (
+                [values[metric, attack, protocol, model] for metric in BY_STRENGTH]
+                for model in NETWORKS
+            )
+            worse = (caps[0] < conv[0], caps[1] > conv[1])
+            if any(worse):
+                expected[attack, protocol] = BY_STRENGTH[worse.index(True)]
+    assert found == expected
+    assert len(found) == sum(isinstance(c, OrderingClaim) for c in claims) == 14
+
+
+def test_attacks_of_2018_name_what_the_paper_did() -> None:
+    """Raw pixels, other losses and transferred images are ours: none may answer for the paper."""
+    for claim in load_claims("hinton2018") + load_claims("garg-blog"):
+        if claim.judged and claim.metric in ATTACKED:
+            condition = claim.condition
+            assert condition["epsilon_unit"] == "standardised-pixels", claim.id
+            assert condition["goal"] in ("untargeted", "targeted"), claim.id
+            assert ("source_model" in condition) == claim.metric.startswith("black_box"), claim.id
+            assert "source_model" in condition or condition["attack"] in ("fgsm", "bim"), claim.id
 
 
 def test_figures_of_2017_are_complete() -> None:
@@ -169,6 +235,9 @@ def test_numbers_of_others_are_never_judged() -> None:
 def test_known_traps_are_flagged() -> None:
     unreliable = {c.id for c in CLAIMS if c.unreliable}
     assert unreliable == {
+        # Corrected by its authors.
+        "michels2019/fashion-mnist/michels-conv/perturbation-l2-deepfool-draft",
+        "michels2019/fashion-mnist/michels-conv/perturbation-l2-universal-draft",
         "reproductions/cedrickchee/mnist/capsnet-r3-recon/test-error-claimed",
         "reproductions/shinseung428/smallnorb-2017/capsnet-r3/test-error",
     }

@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from capsrepro.config import load_params, requested_runs, resolve_run
 from capsrepro.errors import UsageError
-from capsrepro.schema import augmentation, base, evaluations, models, params
+from capsrepro.schema import attacks, augmentation, base, evaluations, models, params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "params.yaml"
@@ -47,7 +47,7 @@ def with_line(number: int, text: str) -> list[str]:
 
 def test_shipped_file_is_whole():
     runs = requested_runs(PARAMS)
-    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 250
+    assert len(runs) == len({run.name for run in runs}) == len({run.digest for run in runs}) == 256
     assert all(resolve_run(PARAMS, run.name) == run for run in runs)
 
 
@@ -115,9 +115,9 @@ def test_key_that_is_only_merged_in_has_the_line_of_its_block(tmp_path):
 
 
 def test_merged_block_has_the_line_of_the_key_that_names_it(tmp_path):
-    number = line_of("attacks: *mnist-attacks")
-    said = refusal(tmp_path, with_line(number, "attacks: *mnist-models"))
-    assert said.startswith(f", line {number}: protocols.mnist-short.attacks is wrong (")
+    number = line_of("attacks: *solids-attacks")
+    said = refusal(tmp_path, with_line(number, "attacks: *solids-models"))
+    assert said.startswith(f", line {number}: protocols.solids-elevation.attacks is wrong (")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,34 @@ def test_unknown_run(run, words):
     assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "known"),
+    [
+        ("models", "[cnn-baseline, no-such]", "capsnet-r3-recon-code"),
+        ("source", "no-such", "capsnet-r3-recon-code"),
+    ],
+)
+def test_an_attack_names_models_of_its_protocol(tmp_path, key, value, known):
+    number = line_of("source: cnn-baseline", "mnist:")
+    lines = with_line(number, f"{key}: {value}")
+    if key == "models":
+        lines = with_line(line_of("models: &compared"), "models: &compared [cnn-baseline, no-such]")
+    said = refusal(tmp_path, lines)
+    assert f"{key} names no-such, which is not defined" in said
+    assert known in said
+
+
+def test_transferred_images_come_from_the_next_seed() -> None:
+    for seed, of in ((0, 1), (1, 2), (2, 0), (7, 0)):
+        run = resolve_run(PARAMS, f"mnist-short/capsnet-r3-recon/seed-{seed}")
+        assert {name: source.name for name, source in run.sources.items()} == {
+            "transfer-cnn": f"mnist-short/cnn-pooled/seed-{of}",
+            "transfer-capsnet": f"mnist-short/capsnet-r3-recon/seed-{of}",
+        }
+        for source in run.sources.values():
+            assert source.digest == resolve_run(PARAMS, source.name).digest
+
+
 # Digests.
 
 
@@ -297,15 +325,13 @@ def test_every_seed_and_model_has_its_own_digest():
 def test_epsilon_is_exact_and_written_as_it_is_known(tmp_path):
     number = line_of("epsilons:")
     path = tmp_path / "params.yaml"
-    written = {"8/255": "8/255", "25/255": "25/255", "0": "0", "0.1": "1/10", "1": "1"}
-    written["5/51"] = "25/255"
+    written = {"0": "0", "8/255": "8/255", "5/51": "25/255", "0.1": "1/10", "1": "1"}
     path.write_text("\n".join(with_line(number, f"epsilons: [{', '.join(written)}]")))
-    fgsm = load_params(path).protocols["digits"].attacks.fgsm
-    assert fgsm.epsilons[:2] == (Fraction(8, 255), Fraction(25, 255))
-    assert fgsm.epsilons[3] == Fraction(1, 10)
+    fgsm = load_params(path).protocols["digits"].attacks["fgsm"]
+    assert fgsm.epsilons[1:4] == (Fraction(8, 255), Fraction(25, 255), Fraction(1, 10))
     assert fgsm.model_dump(mode="json")["epsilons"] == list(written.values())
     # What is written reads back as the same.
-    assert evaluations.FGSMSpec.model_validate(fgsm.model_dump(mode="json")) == fgsm
+    assert attacks.AttackSpec.model_validate(fgsm.model_dump(mode="json")) == fgsm
 
 
 def test_short_mnist_is_mnist_at_every_share_of_the_budget():
@@ -315,11 +341,10 @@ def test_short_mnist_is_mnist_at_every_share_of_the_budget():
     full, short = PARAMS.protocols["mnist"], PARAMS.protocols["mnist-short"]
     same = {"steps": 1, "decay_steps": 1, "precision": "float32"}
     assert full.recipe.model_copy(update=same) == short.recipe.model_copy(update=same)
-    assert (full.dataset, full.models, full.run_models) == (
-        short.dataset,
-        short.models,
-        short.run_models,
-    )
+    assert (full.dataset, full.models) == (short.dataset, short.models)
+    # A full run of the small CNN would answer no claim.
+    assert set(short.run_models) - set(full.run_models) == {"cnn-pooled"}
+    assert set(full.run_models) < set(short.run_models)
     assert short.full_steps == full.recipe.steps
     assert (full.budget, short.budget) == (1, 1 / 100)
     for percent in range(0, 101, 5):
@@ -335,7 +360,7 @@ def test_short_mnist_is_mnist_at_every_share_of_the_budget():
 
 ENTRIES = [
     entry
-    for module in (augmentation, base, evaluations, models, params)
+    for module in (attacks, augmentation, base, evaluations, models, params)
     for entry in vars(module).values()
     if isinstance(entry, type) and issubclass(entry, base.Entry)
     if entry is not base.Entry and entry.__module__ == module.__name__
@@ -344,7 +369,6 @@ ENTRIES = [
 LATER = {
     "operations": (),
     "none_of_the_above": False,
-    "fgsm": None,
     "validation_images": 0,
     "stop": None,
     "accuracy_pct": None,
@@ -362,7 +386,16 @@ LATER = {
     "votes": None,
     "crops": None,
     "routing": None,
-    "attacks": evaluations.Attacks(),
+    "attacks": {},
+    "goal": "untargeted",
+    "epsilon_unit": "raw-pixels",
+    "clip": "image-range",
+    "steps": 1,
+    "step_share": Fraction(1),
+    "restarts": 1,
+    "images": None,
+    "source": None,
+    "distortions": None,
     "evaluations": evaluations.Evaluations(),
 }
 FIELDS = [(entry, name) for entry in ENTRIES for name in entry.model_fields]

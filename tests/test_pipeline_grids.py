@@ -66,11 +66,27 @@ def test_every_run_is_trained_by_one_stage() -> None:
     assert sorted(trained) == sorted(run.name for run in requested_runs(PARAMS))
 
 
+def test_transferred_attacks_wait_for_every_seed_of_their_source() -> None:
+    seen = 0
+    for path in FILES:
+        for name, stage in yaml.safe_load(path.read_text())["stages"].items():
+            if not name.startswith("transfer"):
+                continue
+            protocol = stage["cmd"].split()[-1].split("/")[0]
+            asked = PARAMS.protocols[protocol]
+            runs = f"results/runs/{protocol}/{asked.attacks[name].source}"
+            sources = {f"{runs}/seed-{seed}/train.json" for seed in asked.run_seeds}
+            assert sources < set(stage["deps"]), (path, name)
+            seen += 1
+    assert seen == 6
+
+
 def test_every_evaluation_is_made_by_one_stage() -> None:
     wanted = []
     for run in requested_runs(PARAMS):
-        for kind, asked in run.protocol.attacks:
-            wanted += [f"attack {kind} {run.name}"] if asked is not None else []
+        for name, attack in run.protocol.attacks.items():
+            if run.model_name in attack.models:
+                wanted.append(f"attack {name} {run.name}")
         for kind, asked in run.protocol.evaluations:
             if asked is not None and run.model_name in asked.models:
                 wanted.append(f"{kind} {run.name}")

@@ -74,7 +74,7 @@ def measure_attack(
     split: EvaluationSplit,
     attack: AttackSpec,
     loss: Loss,
-    source: nn.Module | None = None,
+    source: tuple[nn.Module, Loss] | None = None,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Attack the images of a split at every ε; the clean gradient of an image is computed once.
 
@@ -83,7 +83,7 @@ def measure_attack(
         split: Test images, as the model takes them.
         attack: What to do.
         loss: Which loss to follow.
-        source: The model whose gradient is followed; None: the attacked one itself.
+        source: The model whose gradient is followed and by which loss; None: the attacked one.
 
     Returns:
         Metrics and curves; capsrepro/metrics.py says what each name means.
@@ -93,7 +93,7 @@ def measure_attack(
     """
     part = split.first(attack.images or split.items)
     victim = attacked_network(model, part, attack, loss)
-    crafted_on = None if source is None else attacked_network(source, part, attack, loss)
+    crafted_on = None if source is None else attacked_network(source[0], part, attack, source[1])
     gradients, counts, classes = Gradients(), _Counts(), 0
     device = part.examples.device
     epsilons = [torch.tensor(float(epsilon), device=device) for epsilon in attack.epsilons]

@@ -135,10 +135,12 @@ def _context(claim: Claim) -> str:
 
 def _runs(candidate: Candidate) -> str:
     name = f"{candidate.group.protocol}/{candidate.group.model}"
+    setting = candidate.setting
+    attack = setting.get("name", setting.get("attack"))
     if candidate.against is not None:
-        name += f" against {candidate.against.model}"
-    attack = candidate.setting.get("attack")
-    return name + (f" ({attack} on the {loss_of(candidate.setting)} loss)" if attack else "")
+        # Either may have been attacked on a loss of its own.
+        return f"{name} against {candidate.against.model}" + (f" ({attack})" if attack else "")
+    return name + (f" ({attack} on the {loss_of(setting)} loss)" if attack else "")
 
 
 def _ours(claim: Claim, verdict: Verdict) -> Cell:

@@ -1,7 +1,7 @@
 """What else was measured on the trained models of a protocol: one row a metric, one column a model.
 
 All numbers of evaluations are shown but counts, what the run's own test had measured already, and
-curves, which are what figures are made of.
+curves, which are what figures are made of. Attacks and distorted images have tables of their own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _evaluation_table(evaluated: Sequence[tuple[Group, _Found]], params: Params)
             Column("unit", "unit"),
             Column("better", "better"),
             Column("evaluation", "evaluation"),
-            *_model_columns([group for group, _ in evaluated]),
+            *model_columns([group for group, _ in evaluated]),
         ),
         tuple(
             (
@@ -76,8 +76,11 @@ def _place(row: tuple[str, str]) -> tuple[str, int, str]:
     return kind, known.index(metric) if metric in METRICS else len(known), metric
 
 
-def _model_columns(groups: Sequence[Group]) -> list[Column]:
-    """A key may occur once only, but a model may have superseded runs beside its own."""
+def model_columns(groups: Sequence[Group]) -> list[Column]:
+    """One column for each model.
+
+    A key may occur once only, but a model may have superseded runs beside its own.
+    """
     columns = []
     for i, group in enumerate(groups):
         before = sum(other.model == group.model for other in groups[:i])
@@ -111,11 +114,16 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         "How each number is measured: docs/deviations.md. Numbers along a curve are in the figures "
         "(docs/figures.md).",
     ]
-    if any(group.budget != 1 for group in groups):
-        notes.append(
-            "Less than the full training budget: nothing here is compared with the papers."
-        )
-    notes += [
+    return [*notes, *common_notes(groups)]
+
+
+def common_notes(groups: Sequence[Group]) -> list[str]:
+    """What must be said of runs wherever they are shown: a short budget, superseded ones."""
+    notes = [
         f"{group.model} is superseded: {group.superseded}." for group in groups if group.superseded
     ]
+    if any(group.budget != 1 for group in groups):
+        notes.insert(
+            0, "Less than the full training budget: nothing here is compared with the papers."
+        )
     return notes

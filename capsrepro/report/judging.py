@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from capsrepro.claims import BoundClaim, Claim, OrderingClaim, ValueClaim
-from capsrepro.report.comparisons import REDUCTIONS
+from capsrepro.report.comparisons import COMPARED, conditions_of
 from capsrepro.report.measurements import Fact, Measurement
 from capsrepro.report.orderings import Comparison, compare, hardest, ordering_verdict
 from capsrepro.report.statistics import holm
@@ -136,12 +136,12 @@ def _compared(claim: OrderingClaim, index: _Index, margins: Margins) -> Iterator
         if against is None:
             continue
         theirs = against.matching(claim.metric, claim.condition)
-        others = {_where(point): point for points in theirs for point in points}
+        others = {conditions_of(point): point for points in theirs for point in points}
         for points in group.matching(claim.metric, claim.condition):
             comparisons = [
-                compare(claim, _evidence(group, p), _evidence(against, others[_where(p)]), margins)
+                compare(claim, _evidence(group, p), _evidence(against, others[where]), margins)
                 for p in points
-                if _where(p) in others
+                if (where := conditions_of(p)) in others
             ]
             if comparisons:
                 comparison = hardest(comparisons)
@@ -161,12 +161,8 @@ def _opponent(group: Group, others: Sequence[Group]) -> Group | None:
     return next(alike, same[0] if same else None)
 
 
-def _where(point: Measurement) -> tuple[frozenset[tuple[str, Fact]], ...]:
-    return frozenset(point.setting.items()), frozenset(point.point.items())
-
-
 def _evidence(group: Group, measurement: Measurement) -> Evidence:
-    counted = REDUCTIONS.get(measurement.metric, measurement.metric)
+    counted = COMPARED.get(measurement.metric, measurement.metric)
     return Evidence(
         values=tuple(measurement.values.values()),
         budget=group.budget,

@@ -116,11 +116,18 @@ def _made_from(evaluation: Record, run: Record) -> bool:
 
 
 def _setting(evaluation: Record) -> dict[str, Fact]:
-    """What was done to the network: of an attack, all its parameters but the ε of its curves."""
+    """What was done to the network: of an attack, all its parameters but the ε of its curves.
+
+    The run that transferred images were made on is another one for each seed, its model is not.
+    """
     told = evaluation.spec.get("attack")
     if not isinstance(told, dict):
         return {"evaluation": evaluation.kind}
-    scalars = {key: value for key, value in told.items() if isinstance(value, str | int | float)}
+    scalars = {
+        key: value
+        for key, value in told.items()
+        if isinstance(value, str | int | float) and key != "source"
+    }
     return {"attack": scalars.pop("method", evaluation.kind), **scalars}
 
 

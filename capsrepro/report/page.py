@@ -12,11 +12,13 @@ from capsrepro.files import write_text
 from capsrepro.records import Record
 from capsrepro.report.claim_tables import claims_table, verdict_counts_table
 from capsrepro.report.data_facts import data_groups
+from capsrepro.report.distortion_tables import distortion_tables
 from capsrepro.report.evaluation_tables import evaluation_tables
 from capsrepro.report.gathering import gather
 from capsrepro.report.judging import Judgement, judge
 from capsrepro.report.readings_table import readings_table
 from capsrepro.report.rendering import SUFFIXES, Table, render
+from capsrepro.report.robustness_tables import robustness_tables
 from capsrepro.report.summaries import Group
 from capsrepro.report.tables import result_tables
 from capsrepro.schema.params import Params
@@ -24,7 +26,12 @@ from capsrepro.schema.params import Params
 ACROSS = ("verdicts", "claims", "readings")
 """Tables of no single protocol."""
 
-_EVALUATIONS = "-evaluations"
+_MORE = {
+    "-evaluations": ("What else was measured", evaluation_tables),
+    "-robustness": ("Under attack", robustness_tables),
+    "-distortions": ("On distorted images", distortion_tables),
+}
+"""What a protocol has besides its results, by how the names of these tables end."""
 
 
 def all_tables(
@@ -44,8 +51,9 @@ def all_tables(
         results: The results folder, whose class scores make ensembles; None makes none.
 
     Returns:
-        Per protocol one table for each of its versions, and under `<protocol>-evaluations` what
-        else was measured, if anything was; then `verdicts`, `claims`, `readings`.
+        Per protocol one table for each of its versions, and where they were measured, under
+        `<protocol>-evaluations`, `-robustness` and `-distortions`, what else was; then `verdicts`,
+        `claims`, `readings`.
 
     Raises:
         UsageError: Neither params.yaml nor any record names one of the protocols.
@@ -68,15 +76,15 @@ def all_tables(
 def _tables_of(
     protocol: str, groups: Sequence[Group], judgements: Sequence[Judgement], params: Params
 ) -> dict[str, list[Table]]:
-    """The results of one protocol and, in files of their own, its evaluations if it has any."""
+    """The results of one protocol and, in files of their own, what else was measured."""
     results = result_tables(protocol, groups, judgements, params)
     if not results:
         raise UsageError(
             f"no record and no key of params.yaml names protocol {protocol!r}; "
             f"known: {', '.join(params.protocols)}."
         )
-    others = evaluation_tables(protocol, groups, params)
-    return {protocol: results} | ({protocol + _EVALUATIONS: others} if others else {})
+    others = {end: make(protocol, groups, params) for end, (_, make) in _MORE.items()}
+    return {protocol: results} | {protocol + end: found for end, found in others.items() if found}
 
 
 def write_tables(
@@ -114,9 +122,10 @@ def readme_blocks(
     """
     results = [table for name in protocols if name in run for table in tables[name]]
     block = render(results, "md").rstrip()
-    if others := [name + _EVALUATIONS for name in protocols if name + _EVALUATIONS in tables]:
-        links = ", ".join(f"[{name}](results/tables/{name}.md)" for name in others)
-        block += f"\n\nWhat else was measured: {links}."
+    for end, (heading, _) in _MORE.items():
+        if others := [name + end for name in protocols if name + end in tables]:
+            links = ", ".join(f"[{name}](results/tables/{name}.md)" for name in others)
+            block += f"\n\n{heading}: {links}."
     if owed := [f"`{name}`" for name in protocols if name not in run]:
         block += f"\n\nAsked for and not run yet: {', '.join(owed)}."
     return {"results": block, "verdicts": render(tables["verdicts"], "md")}

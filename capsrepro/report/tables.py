@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from capsrepro.report.attack_columns import fgsm_cells, fgsm_columns, fgsm_epsilons, fgsm_note
+from capsrepro.report.attack_checks import findings
+from capsrepro.report.attack_results import attack_results
 from capsrepro.report.formatting import percentage, plain
 from capsrepro.report.headlines import (
     headline_cells,
@@ -59,20 +60,18 @@ def _result_table(groups: Sequence[Group], published: Published, params: Params)
     confidence = params.margins.confidence
     first = groups[0]
     protocol = _asked(first, params)
-    metrics, epsilons = headline_metrics(groups, protocol), fgsm_epsilons(groups)
+    metrics = headline_metrics(groups, protocol)
     columns = (
         Column("model", "model"),
         Column("reading", "reading"),
         Column("seeds", "seeds", number=True),
         *headline_columns(metrics, confidence),
-        *fgsm_columns(epsilons),
         *published_columns(metrics),
     )
     rows = tuple(
         (
             *_model_cells(group),
             *(cell or NOTHING for cell in headline_cells(group, metrics, confidence)),
-            *(cell or NOTHING for cell in fgsm_cells(group, epsilons, confidence)),
             *(cell or NOTHING for cell in published_cells(group, metrics, published)),
         )
         for group in groups
@@ -81,7 +80,7 @@ def _result_table(groups: Sequence[Group], published: Published, params: Params)
         _spread_note(confidence),
         *resolution_note(groups, metrics),
         *(selection_notes(protocol, params) if protocol else ()),
-        *fgsm_note(groups),
+        *_attack_note(groups, confidence),
         *multicrop_notes(groups),
         *_notes(groups),
     )
@@ -121,6 +120,28 @@ def _spread_note(confidence: float) -> str:
         "± is the standard deviation over seeds (n − 1); a dash: one seed has none. "
         f"The interval is Student's t at {percentage(confidence)} over seeds."
     )
+
+
+def _attack_note(groups: Sequence[Group], confidence: float) -> Iterator[str]:
+    """Where to read of attacks, and which of them not to believe."""
+    results = attack_results(groups, ())
+    if not results:
+        return
+    where = f"Accuracy under attack: the table {groups[0].protocol}-robustness"
+    doubtful: dict[str, list[str]] = {}
+    for found in findings(results, confidence):
+        if found.doubtful:
+            doubtful.setdefault(found.attacked.group.model, []).append(found.attacked.name)
+    told = "; ".join(
+        f"{model} ({', '.join(dict.fromkeys(attacks))})" for model, attacks in doubtful.items()
+    )
+    if told:
+        yield (
+            f"{where}. Its checks found gradients that look masked or an attack that looks broken, "
+            f"so that these may be less robust than they seem there: {told}."
+        )
+    else:
+        yield f"{where}, where no check found masked gradients or a broken attack."
 
 
 def _notes(groups: Sequence[Group]) -> Iterator[str]:

@@ -16,7 +16,8 @@ from typing import Literal
 
 from capsrepro.claims import BoundClaim, ValueClaim
 from capsrepro.metrics import METRICS
-from capsrepro.report.margins import has_margin, margin_pp
+from capsrepro.report.comparisons import DECADES
+from capsrepro.report.margins import has_margin, margin_of
 from capsrepro.report.statistics import Summary, summarise
 from capsrepro.schema.params import Margins
 
@@ -96,28 +97,29 @@ def value_verdict(claim: ValueClaim, evidence: Evidence, margins: Margins) -> Ve
     ours = summarise(evidence.values, margins.confidence)
     effect = in_pp(claim.metric, ours.mean - claim.value)
     size = claim.test_size or evidence.test_images
+    margin = margin_of(claim, size, margins.confidence)
     barred = (
         incomparable(evidence)
         or _other_test_set(claim.test_size, evidence.test_images)
         or insufficient(evidence, margins)
-        or _without_margin(claim, size)
+        or _without_margin(claim, margin)
     )
-    if barred is not None or ours.interval is None or size is None:
+    if barred is not None or ours.interval is None or margin is None:
         return complete(barred or Verdict("inconclusive", "no interval"), ours, effect)
-    margin = margin_pp(claim, size, margins.confidence)
     # The number behind a digitised figure may lie anywhere within its reading error; a verdict
     # must hold wherever it lies.
     blur = claim.reading_error or 0.0
     low, high = ours.interval
-    numbers = {"margin_pp": margin, "blur_pp": blur}
-    read = " (read off a figure to ± {blur_pp} pp)" if blur else ""
+    told, numbers = _told(claim.metric, margin)
+    numbers["blur_pp"] = blur
+    told += " (read off a figure to ± {blur_pp} pp)" if blur else ""
     if claim.value + blur - margin <= low and high <= claim.value - blur + margin:
-        verdict = Verdict("reproduced", "whole interval within ± {margin_pp} pp" + read, numbers)
+        verdict = Verdict("reproduced", "whole interval within " + told, numbers)
     elif high < claim.value - blur - margin or low > claim.value + blur + margin:
         status = _difference(claim.metric, higher=low > claim.value)
-        verdict = Verdict(status, "whole interval outside ± {margin_pp} pp" + read, numbers)
+        verdict = Verdict(status, "whole interval outside " + told, numbers)
     else:
-        reason = "interval neither wholly within nor wholly outside ± {margin_pp} pp" + read
+        reason = "interval neither wholly within nor wholly outside " + told
         verdict = Verdict("inconclusive", reason, numbers)
     return complete(verdict, ours, effect)
 
@@ -131,15 +133,15 @@ def bound_verdict(claim: BoundClaim, evidence: Evidence, margins: Margins) -> Ve
         interval = (min(evidence.values), max(evidence.values))
     else:
         barred = incomparable(evidence) or insufficient(evidence, margins)
-    margin, within, numbers = 0.0, "", {}
+    margin = None
     if claim.relation == "~":
-        barred = barred or _without_margin(claim, evidence.test_images)
-        if barred is None and evidence.test_images is not None:
-            margin = margin_pp(claim, evidence.test_images, margins.confidence)
-            within, numbers = " (± {margin_pp} pp)", {"margin_pp": margin}
+        margin = margin_of(claim, evidence.test_images, margins.confidence)
+        barred = barred or _without_margin(claim, margin)
     if barred is not None or interval is None:
         return complete(barred or Verdict("inconclusive", "no interval"), ours, effect)
-    kept = [_keeps(end, claim, margin) for end in interval]
+    told, numbers = ("", {}) if margin is None else _told(claim.metric, margin)
+    within = f" ({told})" if told else ""
+    kept = [_keeps(end, claim, margin or 0.0) for end in interval]
     if all(kept):
         verdict = Verdict("reproduced", "whole interval satisfies the bound" + within, numbers)
     elif not any(kept) and not interval[0] < claim.value < interval[1]:
@@ -207,12 +209,19 @@ def insufficient(evidence: Evidence, margins: Margins) -> Verdict | None:
     return None
 
 
-def _without_margin(claim: ValueClaim | BoundClaim, size: int | None) -> Verdict | None:
+def _without_margin(claim: ValueClaim | BoundClaim, margin: float | None) -> Verdict | None:
+    if margin is not None:
+        return None
     if not has_margin(claim):
         return Verdict("inconclusive", "no margin is fixed for this metric")
-    if size is None:
-        return Verdict("inconclusive", "no margin, because the size of the test set is unknown")
-    return None
+    return Verdict("inconclusive", "no margin, because the size of the test set is unknown")
+
+
+def _told(metric: str, margin: float) -> tuple[str, dict[str, float | str]]:
+    """The margin in words and in numbers."""
+    if metric in DECADES:
+        return "± {margin} decades", {"margin": margin}
+    return "± {margin_pp} pp", {"margin_pp": margin}
 
 
 def _keeps(value: float, claim: BoundClaim, margin: float) -> bool:
@@ -235,7 +244,7 @@ def _difference(metric: str, higher: bool) -> Status:
 
 def in_pp(metric: str, difference: float) -> float | None:
     """The difference, if percentage points are what the metric's differences are in."""
-    percent = metric in METRICS and METRICS[metric].unit == "%"
+    percent = metric in METRICS and METRICS[metric].unit in ("%", "pp")
     return difference if percent else None
 
 

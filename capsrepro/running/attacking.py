@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capsrepro.config import RunSpec, load_params, resolve_run
+from capsrepro.config import RunSpec
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.evaluation.attacked import Loss
 from capsrepro.evaluation.robustness import measure_attack
@@ -27,19 +27,20 @@ def attack_document(spec: RunSpec, name: str) -> dict[str, Any]:
         UsageError: The protocol asks for no such attack, or has no second seed to transfer from.
     """
     attack = asked_attack(spec, name)
-    loss = _followed(spec, attack)
-    return {
+    source = _source(spec, name)
+    loss = _followed(source or spec, attack)
+    document = {
         "name": name,
         **attack.model_dump(mode="json", exclude={"models", "loss", "source"}),
         "loss": loss,
-        **({"spread_margin": _spread_margin(spec)} if loss == "spread" else {}),
         "split": attacked_split(spec),
-        **(
-            {"source": source_name(spec, attack), "source_model": attack.source}
-            if attack.source
-            else {}
-        ),
     }
+    if loss == "spread":
+        document["spread_margin"] = _spread_margin(spec)
+    if source is not None:
+        document |= {"source": source.name, "source_model": source.model_name}
+        document |= {"white_box_loss": _followed(spec, attack)}
+    return document
 
 
 def asked_attack(spec: RunSpec, name: str) -> AttackSpec:
@@ -63,35 +64,15 @@ def attacked_split(spec: RunSpec) -> str:
     return "test" if "test" in assembly.measured_splits(spec) else "familiar"
 
 
-def source_name(spec: RunSpec, attack: AttackSpec) -> str:
-    """The run that transferred images are made on: of the next seed, so never the victim itself.
-
-    All models of one seed see the images of the same run, and can be compared seed by seed.
-
-    Raises:
-        UsageError: The protocol has one seed alone.
-    """
-    seeds = spec.protocol.run_seeds
-    place = seeds.index(spec.seed) + 1 if spec.seed in seeds else 0
-    seed = seeds[place % len(seeds)]
-    if seed == spec.seed:
-        raise UsageError(
-            f"a transferred attack takes its images from another seed, and {spec.protocol_name} "
-            f"has {seed} alone; add one to protocols.{spec.protocol_name}.run_seeds in params.yaml."
-        )
-    return f"{spec.protocol_name}/{attack.source}/seed-{seed}"
-
-
 def source_inputs(project: Project, spec: RunSpec, name: str) -> dict[str, str]:
     """SHA-256 of the weights that images are made on, by run; empty for an attack on itself.
 
     Raises:
         CapsreproError: That run is not trained, or its record is not current.
     """
-    attack = spec.protocol.attacks.get(name)
-    if attack is None or attack.source is None:
+    source = spec.sources.get(name)
+    if source is None:
         return {}
-    source = resolve_run(load_params(project.params), source_name(spec, attack))
     trained, stale = current_record(project, source)
     if trained is None or stale is not None or trained.failure is not None:
         why = stale or "its training failed"
@@ -119,21 +100,29 @@ def make_attack(
     """
     attack = asked_attack(spec, name)
     split = assembly.evaluation_split(project, spec, attacked_split(spec), device)
-    source = _source_model(project, spec, attack, device)
-    metrics, curves = measure_attack(model, split, attack, _loss(spec, attack), source)
+    source = _source(spec, name)
+    crafted_on = None
+    if source is not None:
+        crafted_on = (_trained_model(project, source, device), _loss(source, attack))
+    metrics, curves = measure_attack(model, split, attack, _loss(spec, attack), crafted_on)
     attacked = int(metrics["test_images"]) * len(attack.epsilons)
     return Measured(metrics, curves, classified=attacked)
 
 
-def _source_model(
-    project: Project, spec: RunSpec, attack: AttackSpec, device: torch.device
-) -> nn.Module | None:
-    if attack.source is None:
-        return None
-    source = resolve_run(load_params(project.params), source_name(spec, attack))
+def _source(spec: RunSpec, name: str) -> RunSpec | None:
+    source = spec.sources.get(name)
+    if source is not None and source.name == spec.name:
+        raise UsageError(
+            f"{name} makes its images on another seed of {spec.model_name}, and there is only "
+            f"seed {spec.seed}; add one to protocols.{spec.protocol_name}.run_seeds in params.yaml."
+        )
+    return source
+
+
+def _trained_model(project: Project, source: RunSpec, device: torch.device) -> nn.Module:
     model = assembly.build_model(source, device)
-    trained, _ = current_record(project, source)
-    assert trained is not None, "source_inputs has looked"
+    trained, stale = current_record(project, source)
+    assert trained is not None and stale is None, "source_inputs has looked"
     weights.load_weights(model, project.checkpoint_folder(source.name), trained)
     return model
 

@@ -79,9 +79,9 @@ def test_pending_shrinks_with_every_record(prepared, trained):
     before = json.loads(prepared.call("pending", "--json").out)
     after = json.loads(trained.call("pending", "--json").out)
     names = [run["run"] for run in before]
-    assert len(names) == len(set(names)) == 250
+    assert len(names) == len(set(names)) == 256
     assert [run["run"] for run in after] == [name for name in names if name != RUN]
-    assert prepared.call("pending").out.endswith("250 runs pending\n")
+    assert prepared.call("pending").out.endswith("256 runs pending\n")
 
 
 def test_pending_check_fails_until_nothing_is_owed(trained):

@@ -103,3 +103,15 @@ class Saturated(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         brightness = images.flatten(1).mean(1)
         return torch.stack([0.95 * brightness, 0.05 * brightness], dim=1)
+
+
+class Pixel(nn.Module):
+    """Class 0 where the first pixel shown is above a level."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, images: Tensor) -> Tensor:
+        above = images[:, 0, 0, 0] - self.level
+        return torch.stack([above, -above], dim=1)

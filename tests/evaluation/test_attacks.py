@@ -201,7 +201,9 @@ def test_images_equal_those_of_foolbox(foolbox: Any, name: str, epsilon: float) 
         ),
     ]
     for attack, ours in cases:
-        theirs = attack.run(oracle, images, foolbox.Misclassification(labels[:, 0]), epsilon=epsilon)
+        theirs = attack.run(
+            oracle, images, foolbox.Misclassification(labels[:, 0]), epsilon=epsilon
+        )
         assert (ours != images).any()
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert not torch.allclose(cases[0][1], cases[1][1], atol=1e-3)

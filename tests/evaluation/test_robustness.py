@@ -10,6 +10,7 @@ import torch
 from attack_cases import (
     LOSSES,
     Linear,
+    Pixel,
     Saturated,
     as_tensors,
     attack,
@@ -160,12 +161,24 @@ def test_transferred_images_are_made_on_the_source_and_shown_to_the_victim() -> 
     images = np.array([[255, 204, 204]], np.uint8).reshape(1, 1, 1, 3)  # victim: 0.2
     split = split_of(images, np.zeros((1, 1), np.uint8))
     made = attack(epsilons=(0, 0.04, 0.06, 0.19, 0.21), source="other")
-    metrics, curves = measure_attack(victim, split, made, cross_entropy, source)
+    metrics, curves = measure_attack(victim, split, made, cross_entropy, (source, cross_entropy))
     assert curves["white_box_accuracy_pct"] == [100, 100, 0, 0, 0]
     assert curves["transfer_accuracy_pct"] == [100, 100, 100, 100, 0]
     assert metrics == {"test_images": 1, "classes": 2, "clean_accuracy_pct": 100}
-    _, same = measure_attack(victim, split, made, cross_entropy, victim)
+    _, same = measure_attack(victim, split, made, cross_entropy, (victim, cross_entropy))
     assert same["transfer_accuracy_pct"] == same["white_box_accuracy_pct"]
+
+
+def test_transferred_images_follow_the_loss_of_their_source() -> None:
+    bright = np.full((6, 1, 2, 2), 255, np.uint8)
+    split = split_of(bright, np.zeros((6, 1), np.uint8))
+    made = attack(epsilons=(0.5,), source="other")
+    # The margin loss of such images has no slope, the difference of the scores has one.
+    for loss, right in ((margin_loss, 100), (logit_difference, 0)):
+        source = (Saturated(), loss)
+        _, curves = measure_attack(Pixel(0.8), split, made, cross_entropy, source)
+        assert curves["transfer_accuracy_pct"] == [right]
+        assert curves["white_box_accuracy_pct"] == [0]
 
 
 def test_images_without_a_gradient_are_counted() -> None:
@@ -208,18 +221,6 @@ def test_the_first_images_alone() -> None:
 
 
 # Units.
-
-
-class Pixel(nn.Module):
-    """Class 0 where the first pixel shown is above a level."""
-
-    def __init__(self, level: float) -> None:
-        super().__init__()
-        self.level = level
-
-    def forward(self, images: Tensor) -> Tensor:
-        above = images[:, 0, 0, 0] - self.level
-        return torch.stack([above, -above], dim=1)
 
 
 @pytest.mark.parametrize("operations", [STANDARDISED, CROPPED, CROPPED[::-1]])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from capsrepro.claims import load_claims
 from capsrepro.config import RunSpec, requested_runs
+from capsrepro.evaluation.distortions import Distortion
 from capsrepro.evaluation.reconstruction import PERTURBATIONS
 from capsrepro.evaluation.routing_dynamics import MEASURED
 from capsrepro.files import digest, sha256_of_file
@@ -38,17 +39,20 @@ from capsrepro.report.gathering import gather
 from capsrepro.report.judging import Judgement, judge
 from capsrepro.report.multicrop import SUFFIX
 from capsrepro.running.assembly import measured_splits
-from capsrepro.running.evaluations import ATTACKS, evaluation_document
+from capsrepro.running.attacking import attacked_split
+from capsrepro.running.evaluations import evaluation_document
 from capsrepro.running.experiment import KIND
 from capsrepro.running.recording import make_record
 from capsrepro.running.weights import NAME as WEIGHTS
+from capsrepro.schema.attacks import AttackSpec
 from capsrepro.schema.matrix_capsules import MatrixCapsulesSpec
 from capsrepro.schema.params import Params
 
 ROOT = Path(__file__).parents[2]
 Arrays = dict[str, NDArray[Any]]
-Errors = Mapping[tuple[str | None, str, str], float]
-"""Values to come near to, by the claims' names of protocol and model and by metric."""
+Errors = Mapping[tuple[object, ...], float]
+"""Values to come near to, by the claims' names of protocol and model and by metric; of an attack in
+standardised pixels, by its method and ε too where they belong to one point of a curve."""
 
 ITEMS = {"cifar10": 50_000, "svhn": 73_257, "smallnorb": 24_300}
 """Images per epoch; 60,000 in all others."""
@@ -231,7 +235,8 @@ def history(spec: RunSpec, chance: random.Random) -> Iterator[dict[str, float]]:
 
 def evaluated(spec: RunSpec) -> list[str]:
     """Kinds of evaluation that `dvc repro` makes of a run."""
-    kinds = [kind for kind in ATTACKS if getattr(spec.protocol.attacks, kind) is not None]
+    attacks = spec.protocol.attacks.items()
+    kinds = [kind for kind, attack in attacks if spec.model_name in attack.models]
     for kind, asked in spec.protocol.evaluations:
         if asked is not None and spec.model_name in asked.models:
             kinds.append(kind)
@@ -294,14 +299,68 @@ def voted(
     return {name: trained.metrics[name] for name in again} | dict.fromkeys(names, some), curves
 
 
+GRADIENTS = ("zero_gradient_pct", "zero_gradient_pixels_pct")
+GRADIENTS += ("gradient_l2_mean", "gradient_l2_median")
+
+
+def attacked(
+    spec: RunSpec, attack: AttackSpec, chance: random.Random, near: Errors
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Metrics and curves of an attack, under the names that `measure_attack` gives them."""
+    about = (spec.protocol.judged_as, spec.model.stands_for)
+
+    def some(metric: str, *point: object) -> float:
+        wanted = near.get((*about, metric, *point))
+        if wanted is None or attack.epsilon_unit != "standardised-pixels":
+            return chance.uniform(30, 40)
+        return wanted * chance.gauss(1, 1e-3)
+
+    split = (spec.protocol.dataset, attacked_split(spec))
+    images = attack.images or TEST_IMAGES.get(split, 10_000)
+    single, curved = attack_metrics(attack)
+    metrics = {name: some(name) for name in single} | {"classes": 5.0, "test_images": float(images)}
+    epsilons = [float(epsilon) for epsilon in attack.epsilons]
+    points = [(attack.method, epsilon) if attack.source is None else () for epsilon in epsilons]
+    curves = {name: [some(name, *point) for point in points] for name in curved}
+    return metrics, {"epsilon": epsilons, **curves}
+
+
+def attack_metrics(attack: AttackSpec) -> tuple[list[str], list[str]]:
+    """Which numbers an attack leaves once, and which at every ε."""
+    if attack.source is not None:
+        curved = ["transfer_accuracy_pct", "white_box_accuracy_pct", "noise_accuracy_pct"]
+        return ["clean_accuracy_pct"], curved
+    single = ["clean_accuracy_pct", *GRADIENTS]
+    if attack.goal == "targeted":
+        stepped = ["fgsm_targeted_success_pct"] if attack.method != "fgsm" else []
+        return single, ["targeted_success_pct", "wrong_target_success_pct", *stepped]
+    curved = ["accuracy_pct", "noise_accuracy_pct"]
+    curved += ["fgsm_accuracy_pct"] if attack.method != "fgsm" else []
+    curved += ["first_start_accuracy_pct"] if attack.restarts > 1 else []
+    return [*single, "full_range_accuracy_pct"], curved
+
+
+def distorted(spec: RunSpec, some: float) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Metrics and curves of the accuracy on distorted images."""
+    asked = spec.protocol.evaluations.distortions
+    assert asked is not None
+    lists = (asked.rotations_deg, asked.translations_px, asked.scales, asked.affine_shares)
+    sweeps = zip(Distortion._fields, (*lists, asked.noise_sds), strict=True)
+    points = {Distortion(**{name: value}): some for name, values in sweeps for value in values}
+    curves = dict(zip(Distortion._fields, map(list, zip(*points, strict=True)), strict=True))
+    curves["distorted_accuracy_pct"] = list(points.values())
+    return {"test_images": float(asked.images or 10_000)}, curves
+
+
 def found_by(
     kind: str, spec: RunSpec, trained: Record, chance: random.Random, near: Errors
 ) -> tuple[dict[str, float], dict[str, list[float]], Arrays]:
     """Metrics, curves and arrays of an evaluation."""
     some = chance.random()
-    if kind == "fgsm":
-        curves = {"epsilon": [0.0, 8 / 255], "accuracy_pct": [99.0, 90 * some]}
-        return {"zero_gradient_pct": some, "test_images": 10_000.0}, curves, {}
+    if kind in spec.protocol.attacks:
+        return *attacked(spec, spec.protocol.attacks[kind], chance, near), {}
+    if kind == "distortions":
+        return *distorted(spec, some), {}
     if kind == "routing":
         steps = range(1, 11)
         curves = {name: [some * 10**-i for i in steps] for name in MEASURED}

@@ -122,18 +122,26 @@ def trained(run_record: Callable[..., Record]) -> Callable[..., list[Record]]:
 
 @pytest.fixture
 def attacked() -> Callable[..., Record]:
-    """Make the FGSM record of a run's record."""
+    """Make the record of an attack on a run: FGSM, but for the keys of `attack`."""
 
     def make(run: Record, accuracies: dict[float, float], **changes: Any) -> Record:
         attack = {
-            "loss": "own",
-            "epsilons": [str(epsilon) for epsilon in accuracies],
             "name": "fgsm",
-            "attacked_loss": changes.pop("loss", "margin"),
+            "method": "fgsm",
+            "goal": "untargeted",
+            "loss": changes.pop("loss", "margin"),
+            "epsilons": [str(epsilon) for epsilon in accuracies],
             "epsilon_unit": "raw-pixels",
+            "clip": "image-range",
+            "steps": 1,
+            "step_share": "1",
+            "restarts": 1,
+            "images": None,
+            "split": "test",
+            **changes.pop("attack", {}),
         }
         fields: dict[str, Any] = {
-            "kind": "fgsm",
+            "kind": attack["name"],
             "spec": {**run.spec, "attack": attack},
             "inputs": dict(run.outputs),
             "outputs": {},

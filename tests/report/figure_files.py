@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,23 @@ class Shelf:
         record = trained.model_copy(update=update | changes).sealed()
         write_record(folder, record)
         return record
+
+    def attack(
+        self, trained: Record, name: str, curves: Mapping[str, list[float]], **changes: Any
+    ) -> Record:
+        """The record of an attack of its protocol, of which `epsilon` is filled in."""
+        document = evaluation_document(resolve_run(self.params, trained.run), name)
+        epsilons = [float(Fraction(epsilon)) for epsilon in document["attack"]["epsilons"]]
+        short = {key: values[: len(epsilons)] for key, values in curves.items()}
+        made_on = document["attack"].get("source")
+        inputs = {WEIGHTS: trained.outputs[WEIGHTS]}
+        update = {
+            "spec": document,
+            "inputs": inputs | ({f"{made_on}/{WEIGHTS}": "a" * 64} if made_on else {}),
+            "metrics": {"test_images": 10_000.0, "classes": 10.0},
+        }
+        whole = {"epsilon": epsilons, **short}
+        return self.evaluate(trained, name, whole, **(update | changes))
 
     def open(self, run: str | None = None) -> Archive:
         """As `capsrepro figures` reads it."""

@@ -202,3 +202,110 @@ def test_another_accuracy_is_not_the_same_protocol_on_other_images(real: Params)
         "more on 10,000 training images that were held out"
     )
     assert note.endswith("selection on test images: none.")
+
+
+EPSILONS = {0.0: 0.0, 0.1: 0.1, 0.2: 0.2}
+ATTACK = {"epsilon_unit": "standardised-pixels"}
+SMALLNORB = ("matcaps-smallnorb/cnn-baseline", "matcaps-smallnorb/matcaps-em3")
+DECADES, ADVANTAGE = "gradient_orders_of_magnitude_smaller", "black_box_accuracy_advantage_pp"
+CONDITIONS = {claim.metric: claim.condition for claim in CLAIMS if claim.judged}
+
+
+@pytest.fixture
+def under_attack(
+    run_record: Callable[..., Record], attacked: Callable[..., Record], real: Params
+) -> Callable[..., list[Record]]:
+    """Make three runs of each of two networks and an attack on them, by seed of CNN and capsules.
+
+    `gradients` are the mean norms of their gradients, `accuracies` those of transferred images.
+    """
+
+    def make(
+        gradients: tuple[list[float], list[float]] | None = None,
+        accuracies: tuple[list[float], list[float]] | None = None,
+        **attack: Any,
+    ) -> list[Record]:
+        records = []
+        for place, model in enumerate(SMALLNORB):
+            for seed in range(3):
+                counts = {"test_error_pct": 2.0, "test_images": 24_300.0}
+                run = run_record(f"{model}/seed-{seed}", counts, params=real)
+                changes: dict[str, Any] = {"loss": ("cross-entropy", "spread")[place]}
+                told = ATTACK | attack
+                if gradients:
+                    norm = {"gradient_l2_mean": gradients[place][seed]}
+                    changes["metrics"] = norm | {"test_images": 1_000.0}
+                if accuracies:
+                    value = accuracies[place][seed]
+                    curve = [99.0 - place, value, value - 10 * place]
+                    changes["curves"] = {"epsilon": list(EPSILONS), "transfer_accuracy_pct": curve}
+                    source = f"matcaps-smallnorb/{attack['source_model']}/seed-{(seed + 1) % 3}"
+                    told |= {"source": source}
+                records += [run, attacked(run, EPSILONS, attack=told, **changes)]
+        return records
+
+    return make
+
+
+def found_in(records: list[Record], params: Params, metric: str) -> list[dict[int, float]]:
+    """What claims of that metric are held against, point by point; of the first setting."""
+    capsules = group_of(compared(records, params), SMALLNORB[1])
+    settings = capsules.matching(metric, CONDITIONS[metric])
+    return [dict(point.values) for point in settings[0]] if settings else []
+
+
+def test_gradients_are_compared_by_orders_of_magnitude(
+    under_attack: Callable[..., list[Record]], real: Params
+) -> None:
+    gradients = ([1.0, 10.0, 0.5], [0.01, 0.01, 5.0])
+    records = under_attack(gradients)
+    # Each of its own seed, though each network followed a loss of its own.
+    (decades,) = found_in(records, real, DECADES)
+    assert decades == {0: pytest.approx(2), 1: pytest.approx(3), 2: pytest.approx(-1)}
+    # Not those of raw pixels, of several steps or of targets.
+    for other in ({"epsilon_unit": "raw-pixels"}, {"method": "bim"}, {"goal": "targeted"}):
+        assert found_in(under_attack(gradients, **other), real, DECADES) == []
+    # Nothing is any number of times smaller than a gradient that is 0.
+    gone = under_attack(([1.0, 0.0, 1.0], [0.1, 0.1, 0.0]))
+    assert found_in(gone, real, DECADES) == [{0: pytest.approx(1)}]
+
+
+def test_transferred_images_are_compared_at_every_epsilon(
+    under_attack: Callable[..., list[Record]], real: Params
+) -> None:
+    records = under_attack(
+        None,
+        ([60.0, 61.0, 0.0], [62.0, 61.0, 3.0]),
+        name="transfer-cnn",
+        method="bim",
+        source_model="cnn-baseline",
+    )
+    # Not where ε is 0: there is no attack. An accuracy of 0 is one like any other. Each seed had
+    # its images from another run, and they belong together all the same.
+    assert found_in(records, real, ADVANTAGE) == [
+        {0: 2.0, 1: 0.0, 2: 3.0},
+        {0: -8.0, 1: -10.0, 2: -7.0},
+    ]
+    from_capsules = under_attack(
+        None, ([60.0] * 3, [60.0] * 3), name="transfer-caps", source_model="matcaps-em3"
+    )
+    assert found_in(from_capsules, real, ADVANTAGE) == []
+    alone = [record for record in records if record.model != "cnn-baseline"]
+    assert found_in(alone, real, ADVANTAGE) == []
+
+
+def test_the_margin_of_an_attack_is_of_the_images_that_it_attacked(
+    under_attack: Callable[..., list[Record]], real: Params
+) -> None:
+    records = under_attack(
+        ([1.0] * 3, [1.0] * 3),
+        ([60.0, 61.0, 62.0], [60.0, 61.0, 62.0]),
+        name="transfer-cnn",
+        source_model="cnn-baseline",
+    )
+    claims = [claim for claim in CLAIMS if claim.judged and claim.metric == ADVANTAGE]
+    (judgement,) = judge(claims, compared(records, real), real)
+    (candidate,) = judgement.candidates
+    # 1.96 √2 √2 √(0.25 / 1,000); the capsules are 10 pp worse at the larger ε.
+    assert candidate.verdict.numbers["margin_pp"] == pytest.approx(6.198, abs=1e-3)
+    assert (judgement.status, candidate.verdict.effect_pp) == ("differs (worse)", -10.0)

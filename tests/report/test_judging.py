@@ -131,7 +131,7 @@ CONDITION = {"attack": "fgsm", "goal": "untargeted", "epsilon": 0.2}
         ({**CONDITION, "attack": "bim"}, "not run"),
         ({**CONDITION, "goal": "targeted"}, "not run"),
         ({**CONDITION, "epsilon": 0.25}, "not run"),
-        ({**CONDITION, "attacked_loss": "cross-entropy"}, "not run"),
+        ({**CONDITION, "loss": "cross-entropy"}, "not run"),
         # A single number cannot be held against a whole curve.
         ({"attack": "fgsm"}, "not run"),
     ],

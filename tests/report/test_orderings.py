@@ -140,3 +140,20 @@ def test_an_ordering_under_attack_must_hold_at_every_epsilon(
     somewhere = [attacked(r, {0.1: 70.0 + r.seed, 0.2: 80.0 + r.seed}) for r in weak]
     assert only([about], records + everywhere, params).status == "reproduced"
     assert only([about], records + somewhere, params).status == "inconclusive"
+
+
+def test_each_model_is_attacked_on_its_own_loss(
+    params: Params, claim: MakeClaim, trained: MakeAll, attacked: Make
+) -> None:
+    strong, weak = trained("capsnet-r3-recon", WELL), trained("capsnet-r1-recon", WELL)
+    about = claim("ordering", metric="accuracy_pct", condition={"attack": "fgsm"})
+    far = [attacked(run, {0.1: 90.0 + run.seed / 10}) for run in strong]
+    own = {"loss": "cross-entropy", "attack": {"spread_margin": 0.9}}
+    near = [attacked(run, {0.1: 70.0 + run.seed / 10}, **own) for run in weak]
+    (candidate,) = only([about], [*strong, *weak, *far, *near], params).candidates
+    assert candidate.verdict.status == "reproduced"
+    assert candidate.verdict.effect_pp == pytest.approx(20)
+    # But another attack is no opponent, nor the same one on other images.
+    for other in ({"name": "fgsm-raw"}, {"images": 500}, {"clip": "none"}):
+        apart = [attacked(run, {0.1: 70.0 + run.seed / 10}, attack=other) for run in weak]
+        assert only([about], [*strong, *weak, *far, *apart], params).candidates == ()

@@ -115,12 +115,10 @@ def test_evaluations_join_their_run(params: Params, trained: MakeAll, attacked: 
     group = found(group_records(records, params), "mnist/capsnet-r3-recon")
     condition = {"attack": "fgsm", "epsilon": 0.03137255, "epsilon_unit": "raw-pixels"}
     assert group.values("accuracy_pct", condition) == {0: 90.0, 1: 91.0, 2: 92.0}
-    assert group.values(
-        "accuracy_pct", {**condition, "attacked_loss": "margin", "goal": "untargeted"}
-    )
+    assert group.values("accuracy_pct", {**condition, "loss": "margin", "goal": "untargeted"})
     assert not group.values("accuracy_pct", {**condition, "epsilon_unit": "standardised-pixels"})
     assert not group.values("accuracy_pct", {**condition, "attack": "bim"})
-    assert not group.values("accuracy_pct", {**condition, "attacked_loss": "cross-entropy"})
+    assert not group.values("accuracy_pct", {**condition, "loss": "cross-entropy"})
     assert not group.values("accuracy_pct", {**condition, "epsilon": 0.03})
     assert group.test_images({"attack": "none of ours"}) == 10_000
 

@@ -288,6 +288,48 @@ def test_fewer_errors(claim: BoundClaim, middle: float, status: str, reason: str
     assert bound_verdict(claim, unknown, MARGINS).status == "inconclusive"
 
 
+DECADES = REDUCED.model_copy(
+    update={"metric": "gradient_orders_of_magnitude_smaller", "value": 2.0}
+)
+ADVANTAGE = REDUCED.model_copy(update={"metric": "black_box_accuracy_advantage_pp", "value": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("claim", "middle", "status", "reason"),
+    [
+        (DECADES, 2.0, "reproduced", "whole interval satisfies the bound (± 0.5 decades)"),
+        (DECADES, 1.8, "reproduced", "(± 0.5 decades)"),
+        (DECADES, 2.5, "inconclusive", "interval lies on both sides of the bound (± 0.5 decades)"),
+        # No direction is better, and no other number than the claimed one is right.
+        (DECADES, 1.0, "differs (worse)", "whole interval violates the bound (± 0.5 decades)"),
+        (DECADES, 16.0, "differs (worse)", "(± 0.5 decades)"),
+        # 1.96 √2 √2 √(0.5 · 0.5 / 24,300): two accuracies, each on two test sets.
+        (ADVANTAGE, 0.0, "reproduced", "(± 1.26 pp)"),
+        (ADVANTAGE, 0.9, "reproduced", "(± 1.26 pp)"),
+        (ADVANTAGE, 1.2, "inconclusive", "(± 1.26 pp)"),
+        (ADVANTAGE, 2.0, "differs (better)", "(± 1.26 pp)"),
+        (ADVANTAGE, -2.0, "differs (worse)", "(± 1.26 pp)"),
+    ],
+)
+def test_smaller_gradients_and_the_black_box(
+    claim: BoundClaim, middle: float, status: str, reason: str
+) -> None:
+    evidence = Evidence((middle - 0.1, middle, middle + 0.1), test_images=24_300)
+    verdict = bound_verdict(claim, evidence, MARGINS)
+    assert verdict.status == status
+    assert reason in explain(verdict)
+    assert verdict.effect_pp == (None if claim is DECADES else pytest.approx(middle))
+    # A number of decades needs no test set to be counted on.
+    unknown = bound_verdict(claim, Evidence(evidence.values), MARGINS)
+    assert unknown.status == (status if claim is DECADES else "inconclusive")
+
+
+def test_a_number_of_decades_may_be_a_value_too() -> None:
+    claim = ValueClaim(kind="value", **DECADES.model_dump(exclude={"kind", "relation"}))
+    verdict = value_verdict(claim, Evidence((1.9, 2.0, 2.1)), MARGINS)
+    assert explain(verdict) == "whole interval within ± 0.5 decades"
+
+
 def test_a_value_may_be_a_reduction_too() -> None:
     fields = REDUCED.model_dump(exclude={"kind", "relation"}) | {"against_pct": 20.0}
     claim = ValueClaim(kind="value", test_size=16_200, **fields)

@@ -138,20 +138,31 @@ def find_sources(archive: Archive, wish: Wish) -> list[Source]:
     Raises:
         NothingToDrawError: There is no such record.
     """
-    trained = {r.run: r for r in archive.finished() if archive.run in (None, r.run)}
     found = [
-        Source(record, trained[record.run], archive.folder(record))
-        for record in archive.records
-        if record.kind == wish.kind
-        and record.status == "finished"
-        and record.run in trained
-        and _made_from(record, trained[record.run])
-        and _perturbs_as_wished(record.spec["evaluation"], wish)
-        and wish.reading in (None, record.spec["model"]["reading"])
+        source
+        for source in find_evaluated(archive)
+        if archive.run in (None, source.record.run)
+        and source.record.kind == wish.kind
+        and _perturbs_as_wished(source.record.spec["evaluation"], wish)
+        and wish.reading in (None, source.record.spec["model"]["reading"])
     ]
     if not found:
-        raise NothingToDrawError(_how_to_get(archive, wish, trained))
+        raise NothingToDrawError(_how_to_get(archive, wish))
     return sorted(found, key=lambda source: _place(archive.params, wish, source.trained))
+
+
+def find_evaluated(archive: Archive) -> list[Source]:
+    """Every finished evaluation or attack of the weights that finished runs left, of all runs."""
+    runs = {record.run: record for record in archive.records if record.kind == "train"}
+    finished = {record.run: record for record in archive.finished()}
+    return [
+        Source(record, finished[record.run], archive.folder(record))
+        for record in archive.records
+        if record.kind != "train"
+        and record.status == "finished"
+        and record.run in finished
+        and _made_from(record, runs)
+    ]
 
 
 def find_trained(archive: Archive, wish: Wish) -> list[Source]:
@@ -191,9 +202,18 @@ def _is_asked_for(params: Params, record: Record) -> bool:
     return (spec.digest, spec.protocol.version) == (record.spec_digest, record.protocol_version)
 
 
-def _made_from(record: Record, trained: Record) -> bool:
-    """Whether the evaluated weights are those of the run: it may have been trained again."""
-    return all(trained.outputs.get(name) == sha for name, sha in record.inputs.items())
+def _made_from(record: Record, trained: Mapping[str, Record]) -> bool:
+    """Whether the evaluated weights are those of their runs, which may have been trained again.
+
+    A transferred attack also names weights of the run that its images were made on; without a
+    record of that run its word is taken.
+    """
+    for path, sha256 in record.inputs.items():
+        run, _, name = path.rpartition("/")
+        left = trained.get(run or record.run)
+        if left is not None and left.outputs.get(name) != sha256:
+            return False
+    return True
 
 
 def _perturbs_as_wished(settings: Mapping[str, Any], wish: Wish) -> bool:
@@ -219,8 +239,9 @@ def _preference(wish: Wish, stands_for: str) -> int:
     return wish.models.index(stands_for) if stands_for in wish.models else len(wish.models)
 
 
-def _how_to_get(archive: Archive, wish: Wish, trained: Mapping[str, Record]) -> str:
+def _how_to_get(archive: Archive, wish: Wish) -> str:
     """One sentence: the record is missing, and the cheapest commands that make it."""
+    trained = [record.run for record in archive.finished()]
     if archive.run:
         fitting = [spec for spec in [resolve_run(archive.params, archive.run)] if _fits(spec, wish)]
         none = f"the protocol of {archive.run} has no `{wish.kind}` that shows this; name another."

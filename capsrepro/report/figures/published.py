@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from capsrepro.claims import ValueClaim, load_claims
@@ -11,17 +12,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def claims_read_from(locator: str) -> list[ValueClaim]:
-    """The values of Sabour et al. 2017 that were read off this figure.
+def claims_read_from(locator: str, paper: str = "sabour2017") -> list[ValueClaim]:
+    """The values of a paper that were read off this figure.
 
     Raises:
         CapsreproError: The file of claims is damaged.
     """
     return [
         claim
-        for claim in load_claims("sabour2017")
+        for claim in load_claims(paper)
         if isinstance(claim, ValueClaim) and claim.locator == locator
     ]
+
+
+def claims_of_attack(protocol: str, attack: str) -> list[ValueClaim]:
+    """Accuracies under an attack that reproductions report, with ε as a share of 255.
+
+    Args:
+        protocol: The claims' name of it.
+        attack: `fgsm` or `bim`.
+
+    Raises:
+        CapsreproError: The file of claims is damaged.
+    """
+    return [
+        claim
+        for claim in load_claims("reproductions")
+        if isinstance(claim, ValueClaim)
+        and (claim.protocol, claim.metric) == (protocol, "accuracy_pct")
+        and claim.condition.get("attack") == attack
+        and str(claim.condition.get("epsilon")).endswith("/255")
+    ]
+
+
+def epsilon_of(claim: ValueClaim) -> float:
+    """The ε that a claim is about, in its own unit."""
+    return float(Fraction(claim.condition["epsilon"]))
 
 
 def overlay_points(
