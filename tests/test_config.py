@@ -391,7 +391,7 @@ LATER = {
     "epsilon_unit": "raw-pixels",
     "clip": "image-range",
     "steps": 1,
-    "step_share": Fraction(1),
+    "step_share": 1,
     "restarts": 1,
     "images": None,
     "source": None,

@@ -203,7 +203,7 @@ class _Crafting(NamedTuple):
         if attack.method == "fgsm" or not epsilon.any():
             said = victim.says(one_step(clean, self.gradient, epsilon), clean.labels)
             return said, said
-        step = float(attack.step_share) * epsilon
+        step = attack.step_share * epsilon
         said = torch.ones(len(clean.images), dtype=torch.bool, device=clean.images.device)
         first = said
         for restart in range(attack.restarts):

@@ -35,6 +35,8 @@ def attack_document(spec: RunSpec, name: str) -> dict[str, Any]:
         "loss": loss,
         "split": attacked_split(spec),
     }
+    if attack.epsilon_unit != "raw-pixels":  # fifths are no bytes here
+        document["epsilons"] = [f"{float(epsilon):g}" for epsilon in attack.epsilons]
     if loss == "spread":
         document["spread_margin"] = _spread_margin(spec)
     if source is not None:

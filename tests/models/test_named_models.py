@@ -66,6 +66,7 @@ CAPSNETS = {
 CNNS = {
     "digits/cnn-baseline": 80_442,
     "mnist/cnn-baseline": 35_445_522,
+    "mnist/cnn-pooled": 832 + 51_264 + 3_212_288 + 10_250,  # layer by layer, by hand
     "multimnist/cnn-baseline": 24_563_978,
     "multimnist/cnn-baseline-code": 24_535_306,
     "affnist/cnn-baseline": 13_325_066,

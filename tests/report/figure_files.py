@@ -24,7 +24,9 @@ from capsrepro.report.figures.archive import Archive, open_archive
 from capsrepro.report.figures.canvas import DPI, house_style
 from capsrepro.running.evaluations import evaluation_document
 from capsrepro.running.weights import NAME as WEIGHTS
+from capsrepro.schema.attacks import AttackSpec
 from capsrepro.schema.evaluations import (
+    DistortionsSpec,
     Evaluations,
     OverlapSpec,
     ReconstructSpec,
@@ -49,8 +51,31 @@ _MODELS = ("cnn-baseline", "capsnet-r1-recon", "capsnet-r3-recon")
 _TWO_DIGITS = ("capsnet-r3-recon", "capsnet-r3-recon-code")
 _MATCAPS = ("matcaps-small-em3", "matcaps-em3")
 _RUN_MODELS = {"mnist-2018": _MATCAPS, "multimnist": (*_MODELS, _TWO_DIGITS[1])}
+_ATTACKED = {"mnist-2018": ("standardised-pixels", _MATCAPS)}
+_PGD = {"method": "pgd", "loss": "logit-difference", "steps": 20, "restarts": 3}
+_BIM = {"method": "bim", "steps": 10, "step_share": "1/10"}
+_ATTACKS: dict[str, dict[str, Any]] = {
+    "fgsm": {"method": "fgsm"},
+    "bim": _BIM,
+    "pgd": _PGD | {"step_share": "1/8"},
+    "fgsm-targeted": {"method": "fgsm", "goal": "targeted"},
+    "bim-targeted": _BIM | {"goal": "targeted"},
+    "transfer-cnn": _BIM | {"source": "cnn-baseline"},
+}
+RAW, STANDARDISED = ("0", "25/255", "50/255"), ("0", "0.1", "0.2")
 WINDOWS, BINS = (0.5, 0.05, 60.0), 4
 """Of the histograms of votes; not in the order of their size."""
+
+
+def attacks(unit: str, models: Sequence[str]) -> dict[str, AttackSpec]:
+    """One of each kind, in raw or in standardised pixels, on these models."""
+    common = {
+        "models": tuple(models),
+        "loss": "own",
+        "epsilons": RAW if unit == "raw-pixels" else STANDARDISED,
+        "epsilon_unit": unit,
+    }
+    return {name: AttackSpec(**{**common, **spec}) for name, spec in _ATTACKS.items()}
 
 
 def figure_params() -> Params:
@@ -58,8 +83,17 @@ def figure_params() -> Params:
     real = load_params(ROOT / "params.yaml")
     one = {"examples_right": 8, "examples_wrong": 4, "perturbed_digits": (6, 6, 5, 4, 3, 2)}
     two = {"examples_right": 12, "examples_wrong": 8, "perturbed_digits": ()}
+    distortions = DistortionsSpec(
+        models=_MODELS,
+        rotations_deg=(-30, 0, 30),
+        translations_px=(0, 2),
+        scales=(0.5, 1, 1.5),
+        affine_shares=(0, 1),
+        noise_sds=(0, 0.2),
+    )
     evaluations = {
         "mnist": Evaluations(
+            distortions=distortions,
             reconstruct=ReconstructSpec(models=_MODELS[1:], **one),
             routing=RoutingSpec(models=_MODELS[1:], iterations=10, images=1000),
         ),
@@ -80,6 +114,7 @@ def figure_params() -> Params:
                 "recipe": real.protocols[name].recipe.model_copy(update={"steps": steps}),
                 "run_models": _RUN_MODELS.get(judged_as or "", _MODELS),
                 "run_seeds": (0, 1, 2),
+                "attacks": attacks(*_ATTACKED.get(judged_as or "", ("raw-pixels", _MODELS))),
                 "evaluations": evaluations[judged_as or "mnist"],
             }
         )

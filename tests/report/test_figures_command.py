@@ -40,6 +40,19 @@ OVERLAP = {
     "composites": [900.0, 100.0],
     "error_pct": [5.0, 20.0],
 }
+UNTARGETED = {"accuracy_pct": [98.0, 50.0, 9.0], "noise_accuracy_pct": [98.0, 97.0, 95.0]}
+TARGETED = {
+    "targeted_success_pct": [10.0, 20.0, 30.0],
+    "wrong_target_success_pct": [1.0, 15.0, 25.0],
+}
+DISTORTED = {
+    "rotation_deg": [-30.0, 0.0, 30.0],
+    "translation_px": [0.0, 0.0, 0.0],
+    "scale": [1.0, 1.0, 1.0],
+    "affine_share": [0.0, 0.0, 0.0],
+    "noise_sd": [0.0, 0.0, 0.0],
+    "distorted_accuracy_pct": [80.0, 98.0, 81.0],
+}
 
 
 @dataclass
@@ -80,6 +93,9 @@ def full(bare: Place) -> Place:
     bare.shelf.train(ONE.replace("r3", "r1"), HISTORY)
     bare.shelf.evaluate(trained, "reconstruct", arrays=one_digit())
     bare.shelf.evaluate(trained, "routing", ROUTING)
+    bare.shelf.evaluate(trained, "distortions", DISTORTED, metrics={"test_images": 100.0})
+    bare.shelf.attack(trained, "fgsm", UNTARGETED)
+    bare.shelf.attack(trained, "fgsm-targeted", TARGETED)
     trained = bare.shelf.train(TWO, HISTORY)
     bare.shelf.evaluate(trained, "reconstruct", arrays=two_digits())
     bare.shelf.evaluate(trained, "overlap", OVERLAP)
@@ -88,6 +104,7 @@ def full(bare: Place) -> Place:
     entropies = {f"routing_entropy_nat_class_caps_{n}": 1 / n for n in (1, 2, 3)}
     trained = bare.shelf.train(MATRIX, [entry | entropies for entry in HISTORY])
     bare.shelf.evaluate(trained, "votes", arrays=votes([0, 1, 2], [0, 1, 0]))
+    bare.shelf.attack(trained, "fgsm", UNTARGETED)
     return bare
 
 
@@ -106,8 +123,12 @@ def test_all_figures_are_drawn_in_two_formats(full: Place) -> None:
         root = ElementTree.parse(full.figures / f"{name}.svg").getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         text = (full.figures / f"{name}.svg").read_text()
-        paper = {"sabour2017": "Sabour et al. 2017", "hinton2018": "Hinton et al. 2018"}
-        assert paper[name.partition("-")[0]] in text
+        shown = {
+            "sabour2017": "Sabour et al. 2017",
+            "hinton2018": "Hinton et al. 2018",
+            "robustness": ONE.partition("/")[0],
+        }
+        assert shown[name.partition("-")[0]] in text
         assert "<dc:date>" not in text
         pixels = matplotlib_image.imread(full.figures / f"{name}.png")
         assert pixels.shape[1] > 500
@@ -175,15 +196,25 @@ def test_without_records_it_says_how_to_get_them(bare: Place) -> None:
     lines = result.out.splitlines()
     assert [line.partition(": ")[0] for line in lines] == list(FIGURES)
     assert all("not drawn: " in line and "run `capsrepro " in line for line in lines)
-    assert f"`capsrepro run {ONE}` and `capsrepro reconstruct {ONE}`." in lines[0]
-    assert f"`capsrepro run {TWO}` and `capsrepro reconstruct {TWO}`." in lines[3]
+    said = dict(zip(FIGURES, lines, strict=True))
+    assert f"`capsrepro run {ONE}` and `capsrepro reconstruct {ONE}`." in said["sabour2017-fig3"]
+    assert f"`capsrepro run {TWO}` and `capsrepro reconstruct {TWO}`." in said["sabour2017-fig5"]
     code = TWO.replace("recon", "recon-code")
-    assert f"`capsrepro run {code}` and `capsrepro reconstruct {code}`." in lines[4]
-    assert f"`capsrepro run {ONE}` and `capsrepro routing {ONE}`." in lines[5]
-    assert f"`capsrepro run {TWO}` and `capsrepro overlap {TWO}`." in lines[7]
+    wanted = f"`capsrepro run {code}` and `capsrepro reconstruct {code}`."
+    assert wanted in said["sabour2017-fig5-code"]
+    assert f"`capsrepro run {ONE}` and `capsrepro routing {ONE}`." in said["sabour2017-fig-a1"]
+    wanted = f"`capsrepro run {TWO}` and `capsrepro overlap {TWO}`."
+    assert wanted in said["sabour2017-error-by-overlap"]
     best = MATRIX.replace("small-em3", "em3")
-    assert f"`capsrepro run {best}` and `capsrepro votes {best}`." in lines[8]
-    assert f"run `capsrepro run {best}`." in lines[10]
+    assert f"`capsrepro run {best}` and `capsrepro votes {best}`." in said["hinton2018-fig2"]
+    assert f"run `capsrepro run {best}`." in said["hinton2018-entropy"]
+    assert f"`capsrepro run {best}` and `capsrepro attack fgsm {best}`." in said["hinton2018-fig3"]
+    cnn = ONE.replace("capsnet-r3-recon", "cnn-baseline")
+    for name, attack in (("accuracy", "fgsm"), ("targeted", "fgsm-targeted")):
+        wanted = f"`capsrepro run {cnn}` and `capsrepro attack {attack} {cnn}`."
+        assert wanted in said[f"robustness-{name}"]
+    wanted = f"`capsrepro run {ONE}` and `capsrepro distortions {ONE}`."
+    assert wanted in said["robustness-distortions"]
     assert not bare.figures.exists()
 
 
@@ -211,7 +242,9 @@ def test_damaged_pictures_do_not_keep_the_others_from_being_drawn(full: Place) -
     first, last = result.err.splitlines()
     assert first.startswith("capsrepro: sabour2017-fig5: ")
     assert f"delete it and run `capsrepro reconstruct {TWO}`." in first
-    assert last.startswith("capsrepro: 1 of 11 figures could not be drawn (sabour2017-fig5): ")
+    assert last.startswith(
+        f"capsrepro: 1 of {len(FIGURES)} figures could not be drawn (sabour2017-fig5): "
+    )
     assert len(full.bytes()) == 2 * (len(FIGURES) - 1)
     assert full.call("sabour2017-fig5").is_refusal(1, "does not hold the pictures")
 
@@ -270,4 +303,6 @@ def test_from_a_trained_network_to_its_figures(trained_once: Any, tmp_path: Path
     result = trained.call("figures", "--run", run)
     assert result.code == 0, result
     drawn = {line.partition(": ")[0] for line in result.out.splitlines() if "not drawn" not in line}
-    assert drawn == {f"sabour2017-{name}" for name in ("fig3", "fig4", "fig4-all", "fig-a1")}
+    papers = {f"sabour2017-{name}" for name in ("fig3", "fig4", "fig4-all", "fig-a1")}
+    # The run was attacked when it was trained for all tests.
+    assert drawn == papers | {"robustness-accuracy"}

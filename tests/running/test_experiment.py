@@ -114,7 +114,12 @@ def test_changed_preparation_makes_the_run_stale(trained):
 def test_changed_attack_leaves_the_training_alone(trained):
     def one_epsilon(document):
         document["protocols"]["digits"]["attacks"] = {
-            "fgsm": {"loss": "cross-entropy", "epsilons": ["1/255"]}
+            "fgsm": {
+                "models": ["capsnet-r3-recon"],
+                "method": "fgsm",
+                "loss": "cross-entropy",
+                "epsilons": ["1/255"],
+            }
         }
 
     trained.edit(one_epsilon)

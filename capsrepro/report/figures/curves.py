@@ -77,14 +77,18 @@ def by_model(archive: Archive, sources: Sequence[Source]) -> dict[str, list[Sour
     """Sources of one protocol and kind, by model in the protocol's order, one for each seed.
 
     What one mean is made of was trained and evaluated alike: where some seeds still have a record
-    of other settings, the settings of most seeds are taken.
+    of other settings, the settings of the named run are taken, or of most seeds.
     """
     found: dict[str, dict[str, list[Source]]] = {}
     for source in sorted(sources, key=lambda source: source.record.seed):
         ways = found.setdefault(source.record.model, {})
         ways.setdefault(_way(source.record), []).append(source)
+
+    def standing(way: list[Source]) -> tuple[bool, int]:
+        return any(source.record.run == archive.run for source in way), len(way)
+
     return {
-        model: max(found[model].values(), key=len)
+        model: max(found[model].values(), key=standing)
         for model in styles(archive, sources)
         if model in found
     }

@@ -79,7 +79,7 @@ def _is_shown(name: str, settings: Settings) -> bool:
     return in_standard_deviations and any(name in side.attacks for side in _SIDES)
 
 
-SHOWN = Attacks(_PAPER_DATA, "FGSM or BIM with ε in standardised pixels", _is_shown)
+SHOWN = Attacks(_PAPER_DATA, "attack by FGSM or BIM in standardised pixels", _is_shown)
 
 
 def draw_white_box(archive: Archive) -> Figure:
