@@ -13,6 +13,8 @@ from capsrepro.records import read_records, write_index
 from capsrepro.report import page
 from capsrepro.report.readings_table import of_protocols
 from capsrepro.report.rendering import SUFFIXES, render
+from capsrepro.report.robustness_answer import robustness_answer
+from capsrepro.report.summaries import group_records
 
 _FORMATS = click.Choice(list(SUFFIXES))
 
@@ -55,7 +57,9 @@ def report(
             else tables
         )
         run = {record.protocol for record in records}
-        _readme(project, page.readme_blocks(everything, params.judged_protocols, run), check)
+        blocks = page.readme_blocks(everything, params.judged_protocols, run)
+        answer = robustness_answer(group_records(records, params), params)
+        _readme(project, {**blocks, "robustness": answer}, check)
 
 
 def _readme(project: Project, blocks: dict[str, str], check: bool) -> None:

@@ -151,7 +151,7 @@ def _above(
         return None
     size = max(too_far, key=excesses.__getitem__)
     return words.format(
-        at=f"at ε {epsilon(size)}",
+        at=f"at ε {epsilon(size, attacked.unit)}",
         higher=f"{quantity('accuracy_pct', ours[size])} %",
         lower=f"{quantity('accuracy_pct', others[size])} %",
         source=attacked.setting.get("source_model", "another network"),

@@ -24,8 +24,7 @@ class Attacked:
 
     Attributes:
         group: The runs.
-        setting: The parameters of the attack, without the run that transferred images came from:
-            that is another one for every seed.
+        setting: The parameters of the attack.
         numbers: What was measured once, by metric.
         curves: What was measured at every ε, by metric, ε rising.
         cnn: The CNN whose gradients GRADIENT_RATIO compares with; None when there are none.
@@ -41,6 +40,11 @@ class Attacked:
     def name(self) -> str:
         """Of the attack."""
         return str(self.setting.get("name", self.setting["attack"]))
+
+    @property
+    def unit(self) -> str:
+        """Of ε."""
+        return str(self.setting.get("epsilon_unit", "raw-pixels"))
 
     def number(self, metric: str) -> float | None:
         """The mean over seeds of what was measured once; None when it was not."""
@@ -69,8 +73,7 @@ def _attacks_on(group: Group) -> list[Attacked]:
     by_setting: dict[tuple[tuple[str, Fact], ...], list[Measurement]] = {}
     for one in group.measurements:
         if "attack" in one.setting:
-            setting = tuple((key, fact) for key, fact in one.setting.items() if key != "source")
-            by_setting.setdefault(setting, []).append(one)
+            by_setting.setdefault(tuple(one.setting.items()), []).append(one)
     return [_gathered(group, dict(setting), found) for setting, found in by_setting.items()]
 
 
@@ -113,6 +116,6 @@ def _is_cnn(group: Group) -> bool:
     return group.stands_for.startswith("cnn") and group.superseded is None
 
 
-def _compared(one: Attacked) -> tuple[str, Fact | None]:
+def _compared(one: Attacked) -> tuple[str, str]:
     """In other units the same gradient has another norm."""
-    return one.name, one.setting.get("epsilon_unit")
+    return one.name, one.unit

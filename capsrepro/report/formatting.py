@@ -75,8 +75,10 @@ def percentage(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def epsilon(size: float) -> str:
-    """ε in raw pixels as the papers write it: 8/255."""
+def epsilon(size: float, unit: str = "raw-pixels") -> str:
+    """ε as the papers write it: 8/255 of raw pixels, 0.05 of standardised ones."""
+    if unit != "raw-pixels":
+        return f"{size:g}"
     grey_levels = Fraction(size * 255).limit_denominator(1000)
     if grey_levels.denominator == 1 and 0 < grey_levels < 255:
         return f"{grey_levels}/255"

@@ -80,13 +80,9 @@ def robustness_tables(protocol: str, groups: Sequence[Group], params: Params) ->
         of_version = [group for group in ours if group.version == version]
         for one in attack_results(of_version, list(asked.attacks) if asked else []):
             if any(metric in one.curves for metric in _SHOWN):
-                kinds.setdefault((_unit(one.setting), _goal(one.setting)), []).append(one)
+                kinds.setdefault((one.unit, _goal(one.setting)), []).append(one)
         tables += [_table(*kind, results, params) for kind, results in sorted(kinds.items())]
     return tables
-
-
-def _unit(setting: Mapping[str, Fact]) -> str:
-    return str(setting.get("epsilon_unit", "raw-pixels"))
 
 
 def _goal(setting: Mapping[str, Fact]) -> str:
@@ -98,6 +94,7 @@ def _table(unit: str, goal: str, results: Sequence[Attacked], params: Params) ->
     confidence = params.margins.confidence
     rows = [_Row(one, metric) for one in results for metric in _SHOWN if metric in one.curves]
     sizes = sorted({size for row in rows for size in row.curve})
+    written = [epsilon(size, unit) for size in sizes]
     controls = [key for key in _CONTROLS if any(_control(one, key) for one in results)]
     first = results[0].group
     name = "-".join(filter(None, (f"{first.protocol}-{first.version}-robustness", goal)))
@@ -112,7 +109,7 @@ def _table(unit: str, goal: str, results: Sequence[Attacked], params: Params) ->
             Column("loss", "loss followed"),
             Column("test_images", "images", number=True),
             Column("seeds", "seeds", number=True),
-            *(Column(f"epsilon_{epsilon(size)}", f"ε {epsilon(size)}", True) for size in sizes),
+            *(Column(f"epsilon_{size}", f"ε {size}", True) for size in written),
             *(Column(key, _CONTROLS[key][0], number=True) for key in controls),
         ),
         tuple(

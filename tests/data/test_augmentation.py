@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from capsrepro.config import load_params
-from capsrepro.data.augmentation import augment, central, seen_shape, shift
+from capsrepro.data.augmentation import augment, black_and_white, central, seen_shape, shift
 from capsrepro.data.batches import EvaluationSplit, TrainingStream
 from capsrepro.data.counters import mix, uniform
 from capsrepro.data.examples import StoredExamples
@@ -127,6 +127,21 @@ def test_operations_draw_independently_of_each_other() -> None:
     assert 1_800 < flipped.sum() < 2_200
 
 
+@pytest.mark.parametrize(
+    "operations", [[], [crop(4)], [STANDARDISE], [STANDARDISE, crop(4)], [crop(4), STANDARDISE]]
+)
+def test_black_and_white_go_where_such_pixels_go(operations: list) -> None:
+    """The central pixels of two images are made black and white, and looked up afterwards."""
+    images = random_images(9)
+    images[:, 0, 2, 2], images[:, 1, 3, 3] = 0, 1
+    black, white = black_and_white(images, [*operations, FLIP, BRIGHTNESS])
+    assert black.shape == white.shape == (9, 1, 1, 1)
+    seen = central(images, operations)
+    middle = 2 if seen.shape[2] == 6 else 1
+    torch.testing.assert_close(seen[:, 0, middle, middle], black[:, 0, 0, 0])
+    torch.testing.assert_close(seen[:, 1, middle + 1, middle + 1], white[:, 0, 0, 0])
+
+
 @pytest.mark.parametrize(("size", "corner"), [(4, 7), (3, 7), (6, 0)])
 def test_evaluation_crops_the_centre_and_leaves_out_what_is_random(size: int, corner: int) -> None:
     images = marked(2, 6)
@@ -205,3 +220,17 @@ def test_every_data_set_says_what_a_network_sees_of_it() -> None:
         for readings in PARAMS.augmentations.values()
         for augmentation in readings.values()
     )
+
+
+def test_raw_images_and_the_first_of_them() -> None:
+    images = (255 * random_images(7)).to(torch.uint8).numpy()
+    examples = StoredExamples(images, np.zeros((7, 1), np.uint8), CPU)
+    split = EvaluationSplit(examples, batch_size=3, operations=[crop(4), STANDARDISE])
+    split = split.moved((1, -1))
+    raw = torch.cat([batch.images for batch in split.raw()])
+    assert torch.equal(raw, torch.from_numpy(images).float() / 255)
+    assert split.raw().offset_px == (0, 0)
+    some = torch.cat([batch.images for batch in split.first(5)])
+    assert torch.equal(some, torch.cat([batch.images for batch in split])[:5])
+    assert split.first(5).offset_px == (1, -1)
+    assert (split.first(5).items, split.first(99).items) == (5, 7)

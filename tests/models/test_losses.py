@@ -7,6 +7,7 @@ from capsrepro.models.losses import (
     CLASSIFICATION_LOSSES,
     cross_entropy,
     halved_sigmoid_cross_entropy,
+    logit_difference,
     margin_loss,
     present,
     reconstruction_sse,
@@ -76,6 +77,17 @@ def test_authors_sigmoid_is_least_at_one_half() -> None:
     assert halved_sigmoid_cross_entropy(40 * (labels - 0.5), labels).item() > least.item()
     # The two whose classes are present may still be the highest.
     assert correct(40 * (labels - 1), torch.tensor([[7, 2]])).tolist() == [True]
+
+
+def test_logit_difference_by_hand() -> None:
+    scores = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.2, 0.6], [3.0, 1.0, 2.0]])
+    one = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert logit_difference(scores, one).tolist() == pytest.approx([-0.5, 0.4, 1.0])
+    # Of two labels the lower counts, against the best of those that are absent.
+    both = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    assert logit_difference(scores, both).tolist() == pytest.approx([-0.2, -0.1, 1.0])
+    wrong = logit_difference(scores, one) > 0
+    assert wrong.tolist() == [False, True, True]
 
 
 def test_losses_by_name() -> None:

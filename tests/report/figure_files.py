@@ -53,11 +53,11 @@ _MATCAPS = ("matcaps-small-em3", "matcaps-em3")
 _RUN_MODELS = {"mnist-2018": _MATCAPS, "multimnist": (*_MODELS, _TWO_DIGITS[1])}
 _ATTACKED = {"mnist-2018": ("standardised-pixels", _MATCAPS)}
 _PGD = {"method": "pgd", "loss": "logit-difference", "steps": 20, "restarts": 3}
-_BIM = {"method": "bim", "steps": 10, "step_share": "1/10"}
+_BIM = {"method": "bim", "steps": 10, "step_share": 0.1}
 _ATTACKS: dict[str, dict[str, Any]] = {
     "fgsm": {"method": "fgsm"},
     "bim": _BIM,
-    "pgd": _PGD | {"step_share": "1/8"},
+    "pgd": _PGD | {"step_share": 0.125},
     "fgsm-targeted": {"method": "fgsm", "goal": "targeted"},
     "bim-targeted": _BIM | {"goal": "targeted"},
     "transfer-cnn": _BIM | {"source": "cnn-baseline"},

@@ -214,6 +214,8 @@ def test_the_judged_protocol_with_most_attacks_is_shown(shelf: Shelf) -> None:
     untargeted(shelf, "digits/cnn-baseline/seed-0", 98, 50, 10, name="pgd")
     assert "attack: mnist-short" in heading(shelf.draw("robustness-accuracy"))
     untargeted(shelf, "mnist/cnn-baseline/seed-0", 98, 50, 10, name="bim")
+    backwards = dict(reversed(shelf.params.protocols.items()))
+    shelf.params = shelf.params.model_copy(update={"protocols": backwards})
     assert "attack: mnist, trained for 100 %" in heading(shelf.draw("robustness-accuracy"))
 
 
@@ -228,7 +230,12 @@ def test_a_named_run_chooses_its_protocol(shelf: Shelf) -> None:
         drawn = " ".join(legend(figure))
         assert "cnn-baseline (n = 1)" in drawn
         assert "capsnet-r3-recon (n = 1)" in drawn
-        assert ": digits, " in heading(shelf.draw(name, "digits/cnn-baseline/seed-0"))
+        figure = shelf.draw(name, "digits/cnn-baseline/seed-0")
+        assert ": digits, " in heading(figure)
+        assert "capsnet-r3-recon" not in " ".join(legend(figure))
+        # It is not made up for by others of its protocol.
+        with pytest.raises(NothingToDrawError, match=f"^{CNN}/seed-2 has no "):
+            shelf.draw(name, f"{CNN}/seed-2")
 
 
 def test_seeds_attacked_otherwise_are_not_mixed(shelf: Shelf) -> None:
