@@ -51,7 +51,7 @@ class Gradients:
     def keep(self, gradient_BCHW: Tensor) -> Tensor:
         """Add those of a batch, and give them back."""
         flat = gradient_BCHW.flatten(1)
-        # In float64, because the square of a small float32 is 0.
+        # In float64 on every device: the square of a small float32 is 0.
         self.norms.append(flat.double().norm(dim=1).cpu())
         self.zeros.append((flat == 0).double().mean(1).cpu())
         return gradient_BCHW

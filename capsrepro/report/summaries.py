@@ -125,10 +125,16 @@ def group_records(records: Iterable[Record], params: Params) -> list[Group]:
     """Every group there is a record of or params.yaml asks for, in the order of params.yaml."""
     members: dict[tuple[str, ...], list[Record]] = {}
     evaluations: dict[str, list[Record]] = {}
-    for record in records:
+    every = list(records)
+    left = {f"{r.run}/{name}": sha for r in every for name, sha in r.outputs.items()}
+    for record in every:
         if record.kind == "train":
             members.setdefault(_identity(record), []).append(record)
-        elif record.status == "finished":
+        elif record.status == "finished" and all(
+            # Images made on another run are no longer those there are once it is trained anew.
+            left.get(name, sha) == sha
+            for name, sha in record.inputs.items()
+        ):
             evaluations.setdefault(record.run, []).append(record)
     asked: _Asked = {}
     for run in requested_runs(params):

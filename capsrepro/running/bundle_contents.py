@@ -118,7 +118,11 @@ def outdated(evaluation: Record, train: Record) -> str | None:
     """Why an evaluation does not belong to a train record, or None; that one belongs to itself."""
     if evaluation.kind == TRAIN:
         return None
-    if evaluation.inputs != {WEIGHTS: train.outputs.get(WEIGHTS)}:
+    own = {WEIGHTS: train.outputs.get(WEIGHTS)}
+    attack = evaluation.spec.get("attack")
+    source = attack.get("source") if isinstance(attack, dict) else None
+    others = {name for name in evaluation.inputs if name != WEIGHTS}
+    if not own.items() <= evaluation.inputs.items() or others - {f"{source}/{WEIGHTS}"}:
         return "is of other weights than those of its train record"
     same = evaluation.data == train.data and train.spec.items() <= evaluation.spec.items()
     return None if same else "is of another specification or other data than its train record"

@@ -80,12 +80,12 @@ def test_authors_sigmoid_is_least_at_one_half() -> None:
 
 
 def test_logit_difference_by_hand() -> None:
-    scores = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.2, 0.6], [3.0, 1.0, 2.0]])
+    scores = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.2, 0.6], [30.0, 10.0, 20.0]])
     one = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    assert logit_difference(scores, one).tolist() == pytest.approx([-0.5, 0.4, 1.0])
+    assert logit_difference(scores, one).tolist() == pytest.approx([-0.5, 0.4, 10.0])
     # Of two labels the lower counts, against the best of those that are absent.
     both = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
-    assert logit_difference(scores, both).tolist() == pytest.approx([-0.2, -0.1, 1.0])
+    assert logit_difference(scores, both).tolist() == pytest.approx([-0.2, -0.1, 10.0])
     wrong = logit_difference(scores, one) > 0
     assert wrong.tolist() == [False, True, True]
 

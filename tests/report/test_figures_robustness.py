@@ -201,8 +201,9 @@ def test_reproductions_lie_over_the_same_attack_on_the_same_data(shelf: Shelf) -
         assert not [d for d in axes.get_lines() if "published" in str(d.get_label())]
 
 
-def test_reproductions_of_other_data_are_left_out(shelf: Shelf) -> None:
-    untargeted(shelf, "digits/cnn-baseline/seed-0", 98, 50, 10)
+@pytest.mark.parametrize("protocol", ["digits", "multimnist-short"])
+def test_reproductions_of_other_data_are_left_out(shelf: Shelf, protocol: str) -> None:
+    untargeted(shelf, f"{protocol}/cnn-baseline/seed-0", 98, 50, 10)
     assert "jsikyoon" not in " ".join(legend(shelf.draw("robustness-accuracy")))
 
 

@@ -170,3 +170,23 @@ def test_the_order_of_records_does_not_matter(
     records = runs + [attacked(run, {0.1: 90.0}) for run in runs]
     forwards, backwards = (group_records(order, params) for order in (records, records[::-1]))
     assert forwards == backwards
+
+
+def test_images_made_on_a_network_that_was_trained_anew_are_forgotten(
+    params: Params, trained: MakeAll, attacked: Callable[..., Record]
+) -> None:
+    (victim,) = trained("capsnet-r3-recon", [0.3])
+    source = trained("cnn-baseline", [0.4, 0.4])[1]
+    told = {"name": "transfer-cnn", "source": source.run, "source_model": "cnn-baseline"}
+    weights = f"{source.run}/weights.safetensors"
+    inputs = {**victim.outputs, weights: source.outputs["weights.safetensors"]}
+    made = attacked(victim, {0.1: 50.0}, attack=told, inputs=inputs)
+
+    def measured(*records: Record) -> dict[int, float]:
+        groups = group_records([victim, made, *records], params)
+        (group,) = (one for one in groups if one.seeds and one.model == victim.model)
+        return group.values("accuracy_pct", {"source_model": "cnn-baseline"})
+
+    assert measured(source) == measured() == {0: 50.0}
+    anew = source.model_copy(update={"outputs": {"weights.safetensors": "0" * 64}})
+    assert measured(anew) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,18 @@ def test_a_source_trained_anew_makes_its_attacks_stale(attackable):
     result = attackable.call("attack", "transfer-cnn", RUN)
     assert "nothing to do" not in result.out
     assert read_record(attackable.record("transfer-cnn")).inputs != before.inputs
+
+
+def test_transferred_attacks_travel_in_a_bundle(attackable, tmp_path):
+    assert attackable.call("attack", "transfer-cnn", RUN).code == 0
+    bundle = str(tmp_path / "bundle.tar.gz")
+    exported = attackable.call("export", bundle)
+    assert (exported.code, "left out" in exported.out + exported.err) == (0, False)
+    there = attackable.record("transfer-cnn").read_bytes()
+    for run in (RUN, BASELINE, NEXT):
+        shutil.rmtree(attackable.record("train", run).parent)
+    assert attackable.call("import", bundle).code == 0
+    assert attackable.record("transfer-cnn").read_bytes() == there
 
 
 def test_a_source_without_its_weights_is_one_sentence(attackable):

@@ -72,6 +72,13 @@ def renamed(members):
 SHA = "0" * 64
 
 
+def also_made_on(members):
+    """An attack on the network itself whose record names another network too."""
+    inputs = json.loads(members[FGSM])["inputs"]
+    other = {"digits/cnn-baseline/seed-1/weights.safetensors": SHA}
+    rewrite(members, FGSM, inputs={**inputs, **other})
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -100,6 +107,7 @@ SHA = "0" * 64
         (renamed, "speaks of another run"),
         (resealed(FGSM, inputs={"weights.safetensors": SHA}), "of other weights"),
         (resealed(FGSM, inputs={}), "of other weights"),
+        (also_made_on, "of other weights"),
         (resealed(TRAIN, outputs={"history.jsonl": SHA, "weights.safetensors": SHA}), "of other"),
         (lambda m: m.pop(TRAIN), "without the train record of its run"),
         (resealed(DRAWN, outputs={"../../../../evil.npz": SHA}), STRANGE),
