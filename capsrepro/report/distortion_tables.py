@@ -5,7 +5,7 @@ Apart from the attacks, because every distortion has values of its own where tho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from capsrepro.report.evaluation_tables import common_notes, model_columns
 from capsrepro.report.formatting import mean_sd_and_n, plain, summary_values
@@ -26,6 +26,12 @@ _DISTORTIONS = {
     "noise_sd": ("Gaussian noise, standard deviation", 0.0),
 }
 """By what a point is called: its title, and where it does nothing."""
+
+_TEST_SETS = {
+    "affnist_accuracy_pct": "affNIST's test set",
+    "expanded_mnist_accuracy_pct": "test digits moved over 40×40 pixels",
+}
+"""What some protocols are tested on after training (DR17 §5.2): distorted once and for all."""
 
 _Point = tuple[tuple[str, float], ...]
 """What is done to the images; empty when nothing is."""
@@ -52,7 +58,7 @@ def _done(point: Mapping[str, Fact]) -> _Point:
 
 def _table(measured: Sequence[tuple[Group, Mapping[_Point, Measurement]]], params: Params) -> Table:
     groups = [group for group, _ in measured]
-    first = groups[0]
+    first, confidence = groups[0], params.margins.confidence
     rows = sorted({point for _, found in measured for point in found}, key=_place)
     return Table(
         f"{first.protocol}-{first.version}-distortions",
@@ -62,12 +68,15 @@ def _table(measured: Sequence[tuple[Group, Mapping[_Point, Measurement]]], param
             Column("value", "value", number=True),
             *model_columns(groups),
         ),
-        tuple(
-            (
-                *_what(point),
-                *(_accuracy(found.get(point), params.margins.confidence) for _, found in measured),
-            )
-            for point in rows
+        (
+            *(
+                (
+                    *_what(point),
+                    *(_accuracy(found.get(point), confidence) for _, found in measured),
+                )
+                for point in rows
+            ),
+            *_test_sets(groups, confidence),
         ),
         (
             "± is the standard deviation over the n seeds that were evaluated (n − 1); a dash: one "
@@ -78,6 +87,20 @@ def _table(measured: Sequence[tuple[Group, Mapping[_Point, Measurement]]], param
             *common_notes(groups),
         ),
     )
+
+
+def _test_sets(groups: Sequence[Group], confidence: float) -> Iterator[tuple[Cell, ...]]:
+    for metric, title in _TEST_SETS.items():
+        measured = [_once(group, metric) for group in groups]
+        if any(measured):
+            accuracies = (_accuracy(one, confidence) for one in measured)
+            yield Cell(title, metric), NOTHING, *accuracies
+
+
+def _once(group: Group, metric: str) -> Measurement | None:
+    """What the end of training measured."""
+    own = (one for one in group.measurements if one.metric == metric and not one.setting)
+    return next(own, None)
 
 
 def _place(point: _Point) -> list[tuple[int, float]]:

@@ -26,10 +26,16 @@ from capsrepro.schema.params import Params
 ACROSS = ("verdicts", "claims", "readings")
 """Tables of no single protocol."""
 
+
+def _robustness(protocol: str, groups: Sequence[Group], params: Params) -> list[Table]:
+    """What a network withstands: attacks first, then what was not chosen to mislead it."""
+    attacked = robustness_tables(protocol, groups, params)
+    return [*attacked, *distortion_tables(protocol, groups, params)]
+
+
 _MORE = {
     "-evaluations": ("What else was measured", evaluation_tables),
-    "-robustness": ("Under attack", robustness_tables),
-    "-distortions": ("On distorted images", distortion_tables),
+    "-robustness": ("Under attack and on distorted images", _robustness),
 }
 """What a protocol has besides its results, by how the names of these tables end."""
 
@@ -52,7 +58,7 @@ def all_tables(
 
     Returns:
         Per protocol one table for each of its versions, and where they were measured, under
-        `<protocol>-evaluations`, `-robustness` and `-distortions`, what else was; then `verdicts`,
+        `<protocol>-evaluations` and `-robustness`, what else was; then `verdicts`,
         `claims`, `readings`.
 
     Raises:

@@ -233,6 +233,7 @@ def cifar(shelf: Shelf) -> Shelf:
                 "judged_as": "cifar10",
                 "full_steps": 600_000,
                 "recipe": real["mnist"].recipe.model_copy(update={"steps": steps}),
+                "attacks": {},  # their sources are no models of cifar10
             }
         )
         for name, steps in (("cifar-text", 6_000), ("cifar-code", 6_000), ("cifar", 600_000))
