@@ -17,7 +17,9 @@ from capsrepro.report.figures.canvas import house_style, write_figure
 
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@click.option("--run", "run_name", metavar="PROTOCOL/MODEL/seed-N", help="The only run to draw.")
+@click.option(
+    "--run", "run_name", metavar="PROTOCOL/MODEL/seed-N", help="The run to draw, or its protocol."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to [default: results/figures]"
 )
@@ -26,7 +28,7 @@ def figures(names: tuple[str, ...], run_name: str | None, out: Path | None) -> N
 
     Without names it draws all that the records allow, and says of each other figure which command
     makes its record. Unless --run names a run, a figure shows the lowest seed of the protocol with
-    the fullest budget.
+    the fullest budget; figures of robustness show all models and seeds of one protocol.
 
     \b
     Example:

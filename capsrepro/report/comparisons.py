@@ -58,7 +58,8 @@ def conditions_of(measurement: Measurement) -> tuple[_Conditions, _Conditions]:
 
     Not the loss that an attack followed: it is mostly the one each network was trained on.
     """
-    done = {k: v for k, v in measurement.setting.items() if k not in ("loss", "spread_margin")}
+    own = ("loss", "white_box_loss", "spread_margin")
+    done = {key: fact for key, fact in measurement.setting.items() if key not in own}
     return frozenset(done.items()), frozenset(measurement.point.items())
 
 

@@ -284,8 +284,8 @@ def test_so_are_those_of_attacks(tmp_path: Path, name: str) -> None:
         operations=spec.protocol.recipe.operations,
     )
     attack = spec.protocol.attacks[name]
-    source = build_model(spec, CPU) if attack.source else None
     loss = ATTACKED_LOSSES["cross-entropy"]
+    source = (build_model(spec, CPU), loss) if attack.source else None
     metrics, curves = measure_attack(build_model(spec, CPU), split, attack, loss, source)
     assert made.metrics.keys() == metrics.keys()
     assert made.metrics["classes"] == metrics["classes"]
