@@ -18,7 +18,7 @@ from capsrepro.report.figures.canvas import house_style, write_figure
 @click.command()
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option(
-    "--run", "run_name", metavar="PROTOCOL/MODEL/seed-N", help="The run to draw, or its protocol."
+    "--run", "run_name", metavar="PROTOCOL/MODEL/seed-N", help="This run, or its protocol."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder to write to [default: results/figures]"
