@@ -97,15 +97,21 @@ def _sentences(
     if not common:
         return
     yield (
-        f"**`{name}`** (budget {plain(ours.budget)} of 1): `{ours.model}` ({_seeds(ours)}) / "
-        f"`{theirs.model}` ({_seeds(theirs)}), % of test images classified right."
+        f"**`{name}`** (budget {plain(ours.budget)} of 1): `{ours.model}` "
+        f"({_seeds([one for one, _ in common])}) / `{theirs.model}` "
+        f"({_seeds([one for _, one in common])}), % of test images classified right."
     )
     pairs: list[_Pair] = []
     for size in _sizes(common):
         found = list(_attacked_pairs(common, size))
         pairs += found
         unit = common[0][0].unit
-        yield f"At ε {epsilon(size, unit)}: {', '.join(pair.told() for pair in found)}."
+        least = (min(pair.capsules for pair in found), min(pair.cnn for pair in found))
+        weakest = " / ".join(quantity("accuracy_pct", share) for share in least)
+        yield (
+            f"At ε {epsilon(size, unit)}: {', '.join(pair.told() for pair in found)}; under the "
+            f"strongest against each {weakest}."
+        )
     if distorted := list(_distorted_pairs(ours, theirs)):
         pairs += distorted
         yield f"Images {', '.join(pair.told() for pair in distorted)}."
@@ -117,8 +123,10 @@ def _sentences(
     yield from _masked(capsules, cnn, confidence)
 
 
-def _seeds(group: Group) -> str:
-    return f"{len(group.seeds)} seed{'s' if len(group.seeds) > 1 else ''}"
+def _seeds(attacks: Sequence[Attacked]) -> str:
+    """Those that were attacked, fewest first where attacks differ."""
+    counts = sorted({_seeds_attacked(one) for one in attacks})
+    return f"{' to '.join(map(str, counts))} seed{'' if counts[-1] == 1 else 's'}"
 
 
 def _seeds_attacked(one: Attacked) -> int:
@@ -172,9 +180,10 @@ def _masked(
         names = dict.fromkeys(one.attacked.name for one in doubts if one.sign == MASKED)
         none = [one.number("zero_gradient_pct") for one in attacks]
         most = max((share for share in none if share is not None), default=0.0)
-        if names:
-            yield (
-                f"Gradients of `{attacks[0].group.model}` look masked under {', '.join(names)} "
-                f"(up to {quantity('accuracy_pct', most)} % of images have none): its accuracy "
-                "under these attacks is an upper bound."
-            )
+        if not names:
+            continue
+        told = f" (up to {quantity('accuracy_pct', most)} % of images have none)" if most else ""
+        yield (
+            f"Gradients of `{attacks[0].group.model}` look masked{told}: {', '.join(names)}. Its "
+            "accuracy under its own gradients is an upper bound."
+        )
