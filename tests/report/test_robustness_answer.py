@@ -80,8 +80,8 @@ def test_the_paragraph(records: list[Record], params: Params) -> None:
         "**`mnist`** (budget 1 of 1): `capsnet-r3-recon` (3 seeds) / `cnn-baseline` (3 seeds), "
         "% of test images classified right. At ε 25/255: fgsm 65.0 / 81.0, bim 61.0 / 60.0; "
         "under the strongest against each 61.0 / 60.0. At ε 0.3: fgsm 22.5 / 2.0, bim 0.0 / 0.0; "
-        "under the strongest against each 0.0 / 0.0. Images turned by 30° 75.5 / 70.0, with noise of "
-        "0.3 90.0 / 97.0. Of these 6 comparisons the capsules are ahead in 2, the CNN in 2, by "
+        "under the strongest against each 0.0 / 0.0. Images turned by 30° 75.5 / 70.0, with noise "
+        "of 0.3 90.0 / 97.0. Of these 6 comparisons the capsules are ahead in 2, the CNN in 2, by "
         "more than two test sets of that size would differ."
     )
 
