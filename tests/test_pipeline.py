@@ -53,10 +53,16 @@ def cut(params: dict) -> None:
     for name, protocol in params["protocols"].items():
         protocol["run_models"], protocol["run_seeds"] = ["capsnet-r3-recon"], [0]
         protocol["recipe"]["steps"] = 12 if name == "digits" else 3
-        if "attacks" in protocol:
-            protocol["attacks"]["fgsm"]["epsilons"] = [0, "8/255"]
-        for evaluation in protocol.get("evaluations", {}).values():
+        attacks = protocol["attacks"]
+        protocol["attacks"] = {
+            name: attacks[name] for name in attacks if "source" not in attacks[name]
+        }
+        for attack in protocol["attacks"].values():
+            attack |= {"models": ["capsnet-r3-recon"], "epsilons": [0, "8/255"], "images": 20}
+        for kind, evaluation in protocol.get("evaluations", {}).items():
             evaluation["models"] = ["capsnet-r3-recon"]
+            if kind == "distortions":
+                evaluation["images"] = 20
 
 
 def cut_root(pipeline: dict) -> None:
@@ -84,6 +90,8 @@ def checkout(tmp_path: Path) -> Path:
     for pipeline in (folder / "pipelines").iterdir():
         if pipeline.name not in (*PROTOCOLS, "datasets"):
             shutil.rmtree(pipeline)
+    for transfer in (folder / "pipelines").glob("*/transfer"):
+        shutil.rmtree(transfer)  # there is no second seed to take images from
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "copy")
@@ -116,8 +124,9 @@ def test_everything_runs_once_and_a_clone_with_records_only_reports(checkout: Pa
     assert "nothing is pending" in output
     stages = stages_run(output)
     assert stages[-2:] == ["runs", "report"]
-    # Prepare, train, attack, the evaluations of the two on MNIST and of MultiMNIST, root.
-    assert len(stages) == len(set(stages)) == 3 + 4 + 3 + 2 * 2 + 2 + 2
+    # Prepare, train, FGSM, the evaluations of the two on MNIST (three of them attacks) and of
+    # MultiMNIST, root.
+    assert len(stages) == len(set(stages)) == 3 + 4 + 4 + 2 * 6 + 2 + 2
     assert stages_run(call(checkout, "dvc", "repro", CAPSREPRO_MIRROR=str(MIRROR))) == []
 
     git(checkout, "add", "-A")
