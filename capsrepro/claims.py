@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from capsrepro.errors import CapsreproError, UsageError
+from capsrepro.yaml_lines import LOADER
 
 PUBLISHED = Path(__file__).parent / "published"
 
@@ -32,9 +33,6 @@ PAPERS = {
     name: f"{name}.yaml"
     for name in ("sabour2017", "hinton2018", "michels2019", "garg-blog", "reproductions")
 }
-
-# libyaml is ten times faster, but not every build of PyYAML carries it.
-_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Sentence = Annotated[str, Field(min_length=1)]
@@ -242,7 +240,7 @@ def _chosen(paper: str | None) -> list[str]:
 def _read(path: Path) -> dict[str, Any]:
     """The parsed file, certain to have the keys `paper` and `claims` and no strangers."""
     try:
-        document = yaml.load(path.read_bytes(), Loader=_YAML_LOADER)
+        document = yaml.load(path.read_bytes(), Loader=LOADER)
     except OSError as error:
         raise CapsreproError(f"cannot read {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:

@@ -121,6 +121,16 @@ METRICS: dict[str, Metric] = {
 }
 
 
+UNDISTORTED: dict[str, float] = {
+    "rotation_deg": 0.0,
+    "translation_px": 0.0,
+    "scale": 1.0,
+    "affine_share": 0.0,
+    "noise_sd": 0.0,
+}
+"""The curves that say how images were distorted, and where each leaves an image as it is."""
+
+
 def is_proportion(metric: str) -> bool:
     """Whether a metric is known and a share of test images; see `Metric`."""
     return metric in METRICS and METRICS[metric].proportion

@@ -93,7 +93,11 @@ def _gathered(group: Group, setting: Mapping[str, Fact], found: Sequence[Measure
 
 def _beside_a_cnn(found: Sequence[Attacked]) -> list[Attacked]:
     """Compare gradients with those of one and the same CNN: the one that went through most."""
-    cnns = [one for one in found if _is_cnn(one.group) and one.numbers.get(_NORM)]
+    cnns = [
+        one
+        for one in found
+        if is_cnn(one.group.stands_for) and one.group.superseded is None and one.numbers.get(_NORM)
+    ]
     if not cnns:
         return list(found)
     ((name, _),) = Counter(one.group.model for one in cnns).most_common(1)
@@ -112,8 +116,9 @@ def _beside(one: Attacked, cnn: str, norm: float | None) -> Attacked:
     return replace(one, cnn=cnn, numbers={**one.numbers, GRADIENT_RATIO: ratios})
 
 
-def _is_cnn(group: Group) -> bool:
-    return group.stands_for.startswith("cnn") and group.superseded is None
+def is_cnn(stands_for: str) -> bool:
+    """Whether a network is a plain CNN, by the claims' name of it."""
+    return stands_for.startswith("cnn")
 
 
 def _compared(one: Attacked) -> tuple[str, str]:

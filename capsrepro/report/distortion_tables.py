@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from capsrepro.metrics import UNDISTORTED
 from capsrepro.report.evaluation_tables import common_notes, model_columns
 from capsrepro.report.formatting import mean_sd_and_n, plain, summary_values
 from capsrepro.report.measurements import Fact, Measurement
@@ -19,13 +20,13 @@ from capsrepro.schema.params import Params
 _METRIC = "distorted_accuracy_pct"
 
 _DISTORTIONS = {
-    "rotation_deg": ("rotation, °", 0.0),
-    "translation_px": ("shift, pixels", 0.0),
-    "scale": ("scale", 1.0),
-    "affine_share": ("affine map, share of affNIST's ranges", 0.0),
-    "noise_sd": ("Gaussian noise, standard deviation", 0.0),
+    "rotation_deg": "rotation, °",
+    "translation_px": "shift, pixels",
+    "scale": "scale",
+    "affine_share": "affine map, share of affNIST's ranges",
+    "noise_sd": "Gaussian noise, standard deviation",
 }
-"""By what a point is called: its title, and where it does nothing."""
+"""Titles, by what a point is called."""
 
 _TEST_SETS = {
     "affnist_accuracy_pct": "affNIST's test set",
@@ -51,7 +52,7 @@ def _done(point: Mapping[str, Fact]) -> _Point:
     """What differs from the image left alone."""
     return tuple(
         (name, float(point[name]))
-        for name, (_, nothing) in _DISTORTIONS.items()
+        for name, nothing in UNDISTORTED.items()
         if name in point and point[name] != nothing
     )
 
@@ -110,7 +111,7 @@ def _place(point: _Point) -> list[tuple[int, float]]:
 
 def _what(point: _Point) -> tuple[Cell, Cell]:
     names = " and ".join(name for name, _ in point) or "none"
-    titles = " and ".join(_DISTORTIONS[name][0] for name, _ in point) or "none"
+    titles = " and ".join(_DISTORTIONS[name] for name, _ in point) or "none"
     if not point:
         return Cell(titles, names), NOTHING
     values = " and ".join(plain(value) for _, value in point)

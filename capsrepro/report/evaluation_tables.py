@@ -119,11 +119,12 @@ def _notes(groups: Sequence[Group]) -> list[str]:
 
 def common_notes(groups: Sequence[Group]) -> list[str]:
     """What must be said of runs wherever they are shown: a short budget, superseded ones."""
-    notes = [
+    notes = []
+    if any(group.budget != 1 for group in groups):
+        notes.append(
+            "Less than the full training budget: nothing here is compared with the papers."
+        )
+    notes += [
         f"{group.model} is superseded: {group.superseded}." for group in groups if group.superseded
     ]
-    if any(group.budget != 1 for group in groups):
-        notes.insert(
-            0, "Less than the full training budget: nothing here is compared with the papers."
-        )
     return notes

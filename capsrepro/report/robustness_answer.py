@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from capsrepro.metrics import UNDISTORTED
 from capsrepro.report.attack_checks import MASKED, findings
-from capsrepro.report.attack_results import Attacked, BySeed, attack_results
+from capsrepro.report.attack_results import Attacked, BySeed, attack_results, is_cnn
 from capsrepro.report.formatting import epsilon, plain, quantity
 from capsrepro.report.statistics import two_test_sets_margin
 from capsrepro.report.summaries import Group
@@ -26,13 +27,6 @@ _DISTORTIONS = (
     ({"affine_share": 1.0}, "through affNIST's maps"),
     ({"noise_sd": 0.3}, "with noise of 0.3"),
 )
-_IDENTITY = {
-    "rotation_deg": 0.0,
-    "translation_px": 0.0,
-    "scale": 1.0,
-    "affine_share": 0.0,
-    "noise_sd": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -73,8 +67,7 @@ def _of_protocol(name: str, groups: Sequence[Group], params: Params) -> str:
     models: dict[bool, dict[str, list[Attacked]]] = {True: {}, False: {}}
     for one in results:
         if set(_CURVES) & set(one.curves):
-            is_cnn = one.group.stands_for.startswith("cnn")
-            models[is_cnn].setdefault(one.group.model, []).append(one)
+            models[is_cnn(one.group.stands_for)].setdefault(one.group.model, []).append(one)
     if not all(models.values()):
         return ""
     capsules, cnn = (max(models[kind].values(), key=_weight) for kind in (False, True))
@@ -156,7 +149,7 @@ def _attacked_pairs(common: Sequence[tuple[Attacked, Attacked]], size: float) ->
 def _distorted_pairs(ours: Group, theirs: Group) -> Iterator[_Pair]:
     both = [_distorted(group) for group in (ours, theirs)]
     for change, words in _DISTORTIONS:
-        point = tuple({**_IDENTITY, **change}.values())
+        point = tuple({**UNDISTORTED, **change}.values())
         if all(point in found for found in both):
             setting = {"evaluation": "distortions"}
             images = ours.test_images(setting, _DISTORTED) or 0
@@ -165,7 +158,7 @@ def _distorted_pairs(ours: Group, theirs: Group) -> Iterator[_Pair]:
 
 def _distorted(group: Group) -> dict[tuple[float, ...], float]:
     return {
-        tuple(float(one.point[name]) for name in _IDENTITY): mean(one.values.values())
+        tuple(float(one.point[name]) for name in UNDISTORTED): mean(one.values.values())
         for one in group.measurements
         if one.metric == _DISTORTED
     }

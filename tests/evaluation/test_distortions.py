@@ -22,6 +22,7 @@ from capsrepro.data.examples import StoredExamples
 from capsrepro.errors import UsageError
 from capsrepro.evaluation.accuracy import measure_accuracy
 from capsrepro.evaluation.distortions import Distortion, affine_maps, distort, measure_distortions
+from capsrepro.metrics import UNDISTORTED
 from capsrepro.schema.augmentation import Brightness, Crop, Operation, Standardise
 
 BILINEAR = InterpolationMode.BILINEAR
@@ -494,3 +495,7 @@ def test_what_turns_images_inside_out_is_refused(
         measure_distortions(model, stored(random_images(3), [0, 0, 0]), **{**NO_SWEEPS, **lists})
     assert str(caught.value) == sentence
     assert model.batches == []
+
+
+def test_doing_nothing_is_the_same_to_those_who_draw_and_tabulate() -> None:
+    assert Distortion()._asdict() == UNDISTORTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from capsrepro.metrics import UNDISTORTED
 from capsrepro.report.figures.archive import Archive, Wish, budget, find_evaluated, find_sources
 from capsrepro.report.figures.curves import (
     BANDS,
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DISTORTED = Wish("distortions", "mnist", ("capsnet-r3-recon", "capsnet-r1-recon", "cnn-baseline"))
-
-_UNTOUCHED = {
-    "rotation_deg": 0.0,
-    "translation_px": 0.0,
-    "scale": 1.0,
-    "affine_share": 0.0,
-    "noise_sd": 0.0,
-}
-"""Curves that describe a point, and where they leave an image as it is."""
 
 _LABELS = {
     "rotation_deg": "rotation, degrees",
@@ -62,7 +54,7 @@ def draw_distortions(archive: Archive) -> Figure:
         f"{' / '.join(map(plain, images))} test images; along each axis all else is left as it is",
         f"lines: means over seeds; {BANDS}",
     ]
-    shown = [name for name in _UNTOUCHED if len(sweep(best.curves, name)) > 1]
+    shown = [name for name in UNDISTORTED if len(sweep(best.curves, name)) > 1]
     figure, panels = new_panels(heading, len(shown), legend=0.6)
     looks = styles(archive, everything)
     for axes, name in zip(panels, shown, strict=True):
@@ -77,9 +69,9 @@ def draw_distortions(archive: Archive) -> Figure:
 
 def sweep(curves: Mapping[str, Sequence[float]], name: str) -> list[tuple[float, float]]:
     """Points at which nothing but `name` distorts, with their accuracy in %, rising."""
-    others = [other for other in _UNTOUCHED if other != name]
+    others = [other for other in UNDISTORTED if other != name]
     return sorted(
         (curves[name][n], accuracy)
         for n, accuracy in enumerate(curves["distorted_accuracy_pct"])
-        if all(curves[other][n] == _UNTOUCHED[other] for other in others)
+        if all(curves[other][n] == UNDISTORTED[other] for other in others)
     )

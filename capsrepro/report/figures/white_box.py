@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from capsrepro.report.attack_results import is_cnn
 from capsrepro.report.figures import canvas
 from capsrepro.report.figures.archive import Archive, Source, budget
 from capsrepro.report.figures.attacked import (
@@ -155,10 +156,10 @@ def _looks(sources: Sequence[Source]) -> dict[str, tuple[Style, Style]]:
     taken = {True: 0, False: 0}
     for source in sources:
         if source.record.model not in looks:
-            is_cnn = source.record.spec["model"]["stands_for"].startswith("cnn")
-            family = _CNNS if is_cnn else _CAPSULES
-            looks[source.record.model] = family[taken[is_cnn] % len(family)]
-            taken[is_cnn] += 1
+            plain = is_cnn(source.record.spec["model"]["stands_for"])
+            family = _CNNS if plain else _CAPSULES
+            looks[source.record.model] = family[taken[plain] % len(family)]
+            taken[plain] += 1
     return looks
 
 
