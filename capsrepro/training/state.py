@@ -227,3 +227,20 @@ def choose_device(request: str) -> torch.device:
             "use --device cpu, or see `capsrepro doctor`."
         )
     return device
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device does not have and torch would quietly replace by float32.
+
+    bf16 is everywhere: without such instructions rounded factors are multiplied in float32.
+
+    Raises:
+        UsageError: tf32, and the device is no NVIDIA GPU since Ampere (compute capability 8.0).
+    """
+    if precision != "tf32":
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        raise UsageError(
+            f"device {device} has no TF32 and would multiply in float32; use --device with an "
+            "NVIDIA GPU of compute capability 8.0 or more, or a protocol of another precision."
+        )
