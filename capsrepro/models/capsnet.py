@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from capsrepro.models.convolution import Conv2d, Padding, output_size, truncated_normal_
 from capsrepro.models.decoder import Decoder
@@ -152,7 +151,7 @@ class CapsNet(nn.Module):
 
     def primary_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Squashed primary capsules u_BEI, which the class capsules are routed from."""
-        capsules_BEI: Tensor = self.primary(F.relu(self.conv1(images_BCHW)))
+        capsules_BEI: Tensor = self.primary(self.conv1.rectified(images_BCHW))
         return capsules_BEI
 
     def class_capsules(self, images_BCHW: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capsrepro.models.convolution_gradients import convolve
+
 Padding = Literal["valid", "same"]
 
 
@@ -61,17 +63,40 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images of shape (B, C, H, W); the result is float32."""
+        return self._convolve(images, False)
+
+    def rectified(self, images: Tensor) -> Tensor:
+        """ReLU of the convolution, to be convolved next: bfloat16 where that is what would be read.
+
+        Rounding commutes with ReLU, so that nothing else is lost.
+        """
+        return self._convolve(images, True)
+
+    def _convolve(self, images: Tensor, rectified: bool) -> Tensor:
         if self.pad_same:
             images = self._pad(images)
+        device, stride = images.device.type, self.stride[0]
+        if device == "cpu" and (not self.reduced or has_bfloat16(device)):
+            return convolve(
+                images,
+                self.weight,
+                self.bias,
+                stride,
+                reduced=self.reduced,
+                rectified=rectified,
+            )
         if not self.reduced:
-            return F.conv2d(images, self.weight, self.bias, self.stride)
+            result = F.conv2d(images, self.weight, self.bias, stride)
+            return result.relu() if rectified else result
         factors = images.bfloat16(), self.weight.bfloat16()
-        if not has_bfloat16(images.device.type):
+        if not has_bfloat16(device):
             # The same rounded factors, multiplied in float32: no faster, and a little more exact,
             # since hardware rounds the sums and both gradients to bfloat16 as well.
             factors = factors[0].float(), factors[1].float()
-        result = F.conv2d(*factors, None, self.stride).float()
-        return result if self.bias is None else result + self.bias.view(-1, 1, 1)
+        result = F.conv2d(*factors, None, stride).float()
+        if self.bias is not None:
+            result = result + self.bias.view(-1, 1, 1)
+        return result.relu() if rectified else result
 
     def _pad(self, images: Tensor) -> Tensor:
         """TensorFlow's SAME: an odd pixel of padding goes to the right and the bottom."""
