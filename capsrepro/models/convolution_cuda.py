@@ -116,4 +116,5 @@ def _missing(numbers: int) -> tuple[int, int]:
 
 
 def _through_relu(slopes: Tensor, result: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(slopes.to(result.dtype), result, 0)
+    through: Tensor = torch.ops.aten.threshold_backward(slopes.to(result.dtype), result, 0)
+    return through
