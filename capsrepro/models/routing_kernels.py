@@ -1,0 +1,369 @@
+"""Triton kernels of dynamic routing by tiles; `routing_cuda` launches them.
+
+A program holds the poses of some images' children, BI of them at a time, in registers and goes
+over all parents twice: one product per parent pulls a vector of each image back through the
+matrices of the tile, the other sums the tile's weighted votes. No vote is ever written.
+
+Shape suffixes as in `capsrepro.models.routing`, and in the tiles:
+    N  images of a tile             X  numbers of a tile's children, E·BI, children innermost
+    T  iterations                   C  chunks of children, each summed by one program
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Compile-time values of `MODE`.
+UNIFORM = tl.constexpr(0)
+FORWARD = tl.constexpr(1)
+BACKWARD = tl.constexpr(2)
+
+_EPSILON = tl.constexpr(1e-9)
+
+
+@triton.jit
+def _dot(left, right, PRECISION: tl.constexpr):  # noqa: D103
+    return tl.dot(left, right, input_precision=PRECISION, out_dtype=left.dtype)
+
+
+@triton.jit
+def route_tiles(
+    children_BEI,
+    transforms_JEID,
+    pull_BJD,
+    couplings_JBI,
+    slopes_JBI,
+    partial_CBJD,
+    B,
+    I,
+    tiles,
+    J: tl.constexpr,
+    E: tl.constexpr,
+    D: tl.constexpr,
+    BB: tl.constexpr,
+    BI: tl.constexpr,
+    MODE: tl.constexpr,
+    STORE: tl.constexpr,
+    NONE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One iteration over a chunk of children: weights, and the sums of votes that they weigh.
+
+    UNIFORM: every weight is an equal share. FORWARD: weights are the softmax over parents of
+    û·pull, written to `couplings_JBI` if STORE. BACKWARD: pull is the gradient of the sums; weights
+    are the gradients of the logits, made of û·pull and the couplings and written to `slopes_JBI`.
+    """
+    chunk = tl.program_id(0)
+    b_N = tl.program_id(1) * BB + tl.arange(0, BB)
+    x_X = tl.arange(0, E * BI)
+    d_D = tl.arange(0, D)
+    real_N = b_N < B
+    dtype = children_BEI.dtype.element_ty
+    sums = ()
+    for j in tl.static_range(J):
+        sums = sums + (tl.zeros([BB, D], dtype),)  # noqa: RUF005
+    for tile in range(tiles):
+        first = (chunk * tiles + tile) * BI
+        i_X = first + x_X % BI
+        i_I = first + tl.arange(0, BI)
+        row_X = (x_X // BI) * I + i_X
+        real_X = i_X < I
+        u_NX = tl.load(
+            children_BEI + b_N[:, None] * (E * I) + row_X[None, :],
+            mask=real_N[:, None] & real_X[None, :],
+            other=0.0,
+        )
+        u_NEI = tl.reshape(u_NX, [BB, E, BI])
+        at_NI = b_N[:, None] * I + i_I[None, :]
+        real_NI = real_N[:, None] & (i_I < I)[None, :]
+        weights = ()
+        if MODE != UNIFORM:
+            for j in tl.static_range(J):
+                w_DX = tl.load(
+                    transforms_JEID + (j * E * I + row_X[None, :]) * D + d_D[:, None],
+                    mask=real_X[None, :],
+                    other=0.0,
+                )
+                v_ND = tl.load(
+                    pull_BJD + (b_N[:, None] * J + j) * D + d_D[None, :],
+                    mask=real_N[:, None],
+                    other=0.0,
+                )
+                pulled_NX = _dot(v_ND, w_DX, PRECISION) * u_NX
+                weights = weights + (tl.sum(tl.reshape(pulled_NX, [BB, E, BI]), 1),)  # noqa: RUF005
+        if MODE == FORWARD:
+            top_NI = tl.zeros([BB, BI], dtype) if NONE else weights[0]
+            for j in tl.static_range(J):
+                top_NI = tl.maximum(top_NI, weights[j])
+            total_NI = tl.exp(-top_NI) if NONE else tl.zeros([BB, BI], dtype)
+            risen = ()
+            for j in tl.static_range(J):
+                risen = risen + (tl.exp(weights[j] - top_NI),)  # noqa: RUF005
+                total_NI += risen[j]
+            share_NI = 1.0 / total_NI
+            weights = ()
+            for j in tl.static_range(J):
+                weights = weights + (risen[j] * share_NI,)  # noqa: RUF005
+                if STORE:
+                    tl.store(couplings_JBI + j * B * I + at_NI, weights[j], mask=real_NI)
+        if MODE == BACKWARD:
+            mean_NI = tl.zeros([BB, BI], dtype)
+            shares = ()
+            for j in tl.static_range(J):
+                c_NI = tl.load(couplings_JBI + j * B * I + at_NI, mask=real_NI, other=0.0)
+                shares = shares + (c_NI,)  # noqa: RUF005
+                mean_NI += c_NI * weights[j]
+            slopes = ()
+            for j in tl.static_range(J):
+                slopes = slopes + (shares[j] * (weights[j] - mean_NI),)  # noqa: RUF005
+                tl.store(slopes_JBI + j * B * I + at_NI, slopes[j], mask=real_NI)
+            weights = slopes
+        added = ()
+        for j in tl.static_range(J):
+            w_XD = tl.load(
+                transforms_JEID + (j * E * I + row_X[:, None]) * D + d_D[None, :],
+                mask=real_X[:, None],
+                other=0.0,
+            )
+            if MODE == UNIFORM:
+                a_NX = u_NX
+            else:
+                a_NX = tl.reshape(u_NEI * weights[j][:, None, :], [BB, E * BI])
+            added = added + (sums[j] + _dot(a_NX, w_XD, PRECISION),)  # noqa: RUF005
+        sums = added
+    for j in tl.static_range(J):
+        at_ND = ((chunk * B + b_N[:, None]) * J + j) * D + d_D[None, :]
+        s_ND = sums[j] / (J + NONE) if MODE == UNIFORM else sums[j]
+        tl.store(partial_CBJD + at_ND, s_ND, mask=real_N[:, None])
+
+
+@triton.jit
+def _partial_sum(
+    partial_CK, chunks, K, k_K, real_K, CHUNKS: tl.constexpr, KEYS: tl.constexpr
+):  # noqa: D103
+    sums_CK = tl.zeros([CHUNKS, KEYS], partial_CK.dtype.element_ty)
+    for first in range(0, chunks, CHUNKS):
+        c_C = first + tl.arange(0, CHUNKS)
+        sums_CK += tl.load(
+            partial_CK + c_C[:, None] * K + k_K[None, :],
+            mask=(c_C < chunks)[:, None] & real_K[None, :],
+            other=0.0,
+        )
+    return tl.sum(sums_CK, 0)
+
+
+@triton.jit
+def squash_sums(
+    partial_CBJD,
+    bias_JD,
+    sums_BJD,
+    pull_BJD,
+    written_BJD,
+    chunks,
+    rows,
+    J: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BIAS: tl.constexpr,
+    PULLED: tl.constexpr,
+):
+    """The sums s of all chunks (DR17 Eq. 2) and their squash v (Eq. 1).
+
+    `written_BJD` becomes v, plus `pull_BJD` if PULLED.
+    """
+    k_K = tl.program_id(0) * (ROWS * D) + tl.arange(0, ROWS * D)
+    real_K = k_K < rows * D
+    s_K = _partial_sum(partial_CBJD, chunks, rows * D, k_K, real_K, CHUNKS, ROWS * D)
+    if BIAS:
+        s_K += tl.load(bias_JD + k_K % (J * D))
+    tl.store(sums_BJD + k_K, s_K, mask=real_K)
+    s_RD = tl.reshape(s_K, [ROWS, D])
+    squared_R = tl.sum(s_RD * s_RD, 1)
+    factor_R = squared_R / ((1.0 + squared_R) * tl.sqrt(squared_R + _EPSILON))
+    v_K = tl.reshape(s_RD * factor_R[:, None], [ROWS * D])
+    if PULLED:
+        v_K += tl.load(pull_BJD + k_K, mask=real_K, other=0.0)
+    tl.store(written_BJD + k_K, v_K, mask=real_K)
+
+
+@triton.jit
+def unsquash_sums(
+    partial_CBJD,
+    sums_BJD,
+    above_BJD,
+    total_BJD,
+    slopes_BJD,
+    chunks,
+    rows,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ABOVE: tl.constexpr,
+):
+    """The gradient of the sums s, `slopes_BJD`, from that of their squash v.
+
+    The latter is the partial sums and, if ABOVE, `above_BJD`; it is written to `total_BJD` where
+    there are partial sums.
+    """
+    k_K = tl.program_id(0) * (ROWS * D) + tl.arange(0, ROWS * D)
+    real_K = k_K < rows * D
+    g_K = _partial_sum(partial_CBJD, chunks, rows * D, k_K, real_K, CHUNKS, ROWS * D)
+    if ABOVE:
+        g_K += tl.load(above_BJD + k_K, mask=real_K, other=0.0)
+    tl.store(total_BJD + k_K, g_K, mask=real_K)
+    g_RD = tl.reshape(g_K, [ROWS, D])
+    s_RD = tl.reshape(tl.load(sums_BJD + k_K, mask=real_K, other=0.0), [ROWS, D])
+    squared_R = tl.sum(s_RD * s_RD, 1)
+    along_R = tl.sum(s_RD * g_RD, 1)
+    root_R = tl.sqrt(squared_R + _EPSILON)
+    below_R = 1.0 + squared_R
+    factor_R = squared_R / (below_R * root_R)
+    steepness_R = 2.0 / (below_R * below_R * root_R) - factor_R / (squared_R + _EPSILON)
+    slope_RD = g_RD * factor_R[:, None] + s_RD * (along_R * steepness_R)[:, None]
+    tl.store(slopes_BJD + k_K, tl.reshape(slope_RD, [ROWS * D]), mask=real_K)
+
+
+@triton.jit
+def children_slopes(
+    transforms_JEID,
+    couplings_TJBI,
+    slopes_TJBI,
+    sums_slopes_TBJD,
+    pulls_TBJD,
+    children_slopes_BEI,
+    B,
+    I,
+    terms,
+    J: tl.constexpr,
+    E: tl.constexpr,
+    D: tl.constexpr,
+    BB: tl.constexpr,
+    BI: tl.constexpr,
+    FIRST: tl.constexpr,
+    FULL: tl.constexpr,
+    NONE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradient of the children: Σ_jd (Σ_t c^t ds^t + dl^t V^t) W, each t pulled back by itself.
+
+    FIRST: `sums_slopes_TBJD` begins with iteration 1, whose couplings are equal shares, and the
+    `terms` others follow. FULL: the logits have gradients.
+    """
+    first = tl.program_id(0) * BI
+    b_N = tl.program_id(1) * BB + tl.arange(0, BB)
+    x_X = tl.arange(0, E * BI)
+    d_D = tl.arange(0, D)
+    i_X = first + x_X % BI
+    i_I = first + tl.arange(0, BI)
+    row_X = (x_X // BI) * I + i_X
+    real_N = b_N < B
+    real_X = i_X < I
+    at_NI = b_N[:, None] * I + i_I[None, :]
+    real_NI = real_N[:, None] & (i_I < I)[None, :]
+    du_NX = tl.zeros([BB, E * BI], transforms_JEID.dtype.element_ty)
+    for j in range(J):
+        w_DX = tl.load(
+            transforms_JEID + (j * E * I + row_X[None, :]) * D + d_D[:, None],
+            mask=real_X[None, :],
+            other=0.0,
+        )
+        at_ND = (b_N[:, None] * J + j) * D + d_D[None, :]
+        if FIRST:
+            ds_ND = tl.load(sums_slopes_TBJD + at_ND, mask=real_N[:, None], other=0.0)
+            du_NX += _dot(ds_ND, w_DX, PRECISION) / (J + NONE)
+        for t in range(terms):
+            ds_ND = tl.load(
+                sums_slopes_TBJD + (t + FIRST) * B * J * D + at_ND, mask=real_N[:, None], other=0.0
+            )
+            c_NI = tl.load(
+                couplings_TJBI + (t * J + j) * B * I + at_NI, mask=real_NI, other=0.0
+            )
+            pulled_NEI = tl.reshape(_dot(ds_ND, w_DX, PRECISION), [BB, E, BI])
+            sum_NEI = pulled_NEI * c_NI[:, None, :]
+            if FULL:
+                v_ND = tl.load(pulls_TBJD + t * B * J * D + at_ND, mask=real_N[:, None], other=0.0)
+                dl_NI = tl.load(
+                    slopes_TJBI + (t * J + j) * B * I + at_NI, mask=real_NI, other=0.0
+                )
+                pulled_NEI = tl.reshape(_dot(v_ND, w_DX, PRECISION), [BB, E, BI])
+                sum_NEI += pulled_NEI * dl_NI[:, None, :]
+            du_NX += tl.reshape(sum_NEI, [BB, E * BI])
+    tl.store(
+        children_slopes_BEI + b_N[:, None] * (E * I) + row_X[None, :],
+        du_NX,
+        mask=real_N[:, None] & real_X[None, :],
+    )
+
+
+@triton.jit
+def transforms_slopes(
+    children_BEI,
+    couplings_TJBI,
+    slopes_TJBI,
+    sums_slopes_TBJD,
+    pulls_TBJD,
+    transforms_slopes_JEID,
+    B,
+    I,
+    terms,
+    J: tl.constexpr,
+    E: tl.constexpr,
+    D: tl.constexpr,
+    BB: tl.constexpr,
+    BI: tl.constexpr,
+    FIRST: tl.constexpr,
+    FULL: tl.constexpr,
+    NONE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradient of the matrices: Σ_b u (Σ_t c^t ds^t + dl^t V^t), the terms of `children_slopes`.
+
+    One program sums one parent's tile over all images.
+    """
+    first = tl.program_id(0) * BI
+    j = tl.program_id(1)
+    x_X = tl.arange(0, E * BI)
+    d_D = tl.arange(0, D)
+    i_X = first + x_X % BI
+    i_I = first + tl.arange(0, BI)
+    row_X = (x_X // BI) * I + i_X
+    real_X = i_X < I
+    dw_XD = tl.zeros([E * BI, D], children_BEI.dtype.element_ty)
+    for image in range(0, B, BB):
+        b_N = image + tl.arange(0, BB)
+        real_N = b_N < B
+        u_XN = tl.load(
+            children_BEI + b_N[None, :] * (E * I) + row_X[:, None],
+            mask=real_N[None, :] & real_X[:, None],
+            other=0.0,
+        )
+        u_EIN = tl.reshape(u_XN, [E, BI, BB])
+        at_IN = b_N[None, :] * I + i_I[:, None]
+        real_IN = real_N[None, :] & (i_I < I)[:, None]
+        at_ND = (b_N[:, None] * J + j) * D + d_D[None, :]
+        if FIRST:
+            ds_ND = tl.load(sums_slopes_TBJD + at_ND, mask=real_N[:, None], other=0.0)
+            dw_XD += _dot(u_XN, ds_ND / (J + NONE), PRECISION)
+        for t in range(terms):
+            ds_ND = tl.load(
+                sums_slopes_TBJD + (t + FIRST) * B * J * D + at_ND, mask=real_N[:, None], other=0.0
+            )
+            c_IN = tl.load(
+                couplings_TJBI + (t * J + j) * B * I + at_IN, mask=real_IN, other=0.0
+            )
+            a_XN = tl.reshape(u_EIN * c_IN[None, :, :], [E * BI, BB])
+            dw_XD += _dot(a_XN, ds_ND, PRECISION)
+            if FULL:
+                v_ND = tl.load(pulls_TBJD + t * B * J * D + at_ND, mask=real_N[:, None], other=0.0)
+                dl_IN = tl.load(
+                    slopes_TJBI + (t * J + j) * B * I + at_IN, mask=real_IN, other=0.0
+                )
+                a_XN = tl.reshape(u_EIN * dl_IN[None, :, :], [E * BI, BB])
+                dw_XD += _dot(a_XN, v_ND, PRECISION)
+    tl.store(
+        transforms_slopes_JEID + (j * E * I + row_X[:, None]) * D + d_D[None, :],
+        dw_XD,
+        mask=real_X[:, None],
+    )
