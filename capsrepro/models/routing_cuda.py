@@ -33,7 +33,6 @@ class Blocks(NamedTuple):
         images: Images of a tile; for `route_tiles`, `children_slopes` and `transforms_slopes`.
         warps: Of 32 threads, likewise.
         stages: Of the pipeline of loads, likewise.
-        programs: How many programs of `route_tiles` should at least run.
         precision: Of the products, as in `triton.language.dot`.
     """
 
@@ -41,7 +40,6 @@ class Blocks(NamedTuple):
     images: tuple[int, int, int] = (32, 32, 32)
     warps: tuple[int, int, int] = (2, 2, 4)
     stages: tuple[int, int, int] = (2, 2, 2)
-    programs: int = 512
     precision: str = "tf32x3"
 
 
@@ -134,11 +132,13 @@ class FusedRouting(torch.autograd.Function):
         sums_TBJD = new(iterations, *launch.shape_BJD)
         pulls_TBJD = new(max(iterations - 1, 1), *launch.shape_BJD)
         couplings_TJBI = new(kept, *launch.shape_JBI)
+        scratch_JBI = new(launch.shape_JBI) if kept < iterations - 1 else None
         for t in range(iterations):
             before = max(t - 1, 0)
             slot = t - (iterations - kept)
             partial_CBJD = launch.forward(
-                pulls_TBJD[before] if t else None, couplings_TJBI[slot] if slot >= 0 and t else None
+                pulls_TBJD[before] if t else None,
+                couplings_TJBI[slot] if slot >= 0 else scratch_JBI,
             )
             launch.squash(
                 partial_CBJD,
@@ -198,10 +198,7 @@ class _Launcher:
         self.B = len(children_BEI)
         self.shape_BJD, self.shape_JBI = (self.B, self.J, self.D), (self.J, self.B, self.I)
         self.children = blocks.numbers // self.E
-        columns = _blocks_of(self.I, self.children)
-        images = _blocks_of(self.B, blocks.images[0])
-        self.tiles = max(1, columns * images // blocks.programs)
-        self.chunks = _blocks_of(columns, self.tiles)
+        self.chunks = _blocks_of(self.I, self.children)
         self.none = none_of_the_above
 
     def _sizes(self, kernel: int) -> dict[str, Any]:
@@ -244,9 +241,7 @@ class _Launcher:
             partial_CBJD,
             self.B,
             self.I,
-            self.tiles,
             MODE=mode,
-            STORE=couplings_JBI is not None,
             **self._sizes(0),
         )
         return partial_CBJD

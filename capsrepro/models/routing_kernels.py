@@ -37,105 +37,87 @@ def route_tiles(
     partial_CBJD,
     B,
     I,
-    tiles,
     J: tl.constexpr,
     E: tl.constexpr,
     D: tl.constexpr,
     BB: tl.constexpr,
     BI: tl.constexpr,
     MODE: tl.constexpr,
-    STORE: tl.constexpr,
     NONE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One iteration over a chunk of children: weights, and the sums of votes that they weigh.
+    """One iteration over a tile of children: weights, and the sums of votes that they weigh.
 
     UNIFORM: every weight is an equal share. FORWARD: weights are the softmax over parents of
-    û·pull, written to `couplings_JBI` if STORE. BACKWARD: pull is the gradient of the sums; weights
-    are the gradients of the logits, made of û·pull and the couplings and written to `slopes_JBI`.
+    û·pull, written to `couplings_JBI`. BACKWARD: pull is the gradient of the sums; weights are the
+    gradients of the logits, made of û·pull and the couplings and written to `slopes_JBI`.
     """
     chunk = tl.program_id(0)
     b_N = tl.program_id(1) * BB + tl.arange(0, BB)
     x_X = tl.arange(0, E * BI)
     d_D = tl.arange(0, D)
+    i_X = chunk * BI + x_X % BI
+    i_I = chunk * BI + tl.arange(0, BI)
+    row_X = (x_X // BI) * I + i_X
     real_N = b_N < B
-    dtype = children_BEI.dtype.element_ty
-    sums = ()
-    for j in tl.static_range(J):
-        sums = sums + (tl.zeros([BB, D], dtype),)  # noqa: RUF005
-    for tile in range(tiles):
-        first = (chunk * tiles + tile) * BI
-        i_X = first + x_X % BI
-        i_I = first + tl.arange(0, BI)
-        row_X = (x_X // BI) * I + i_X
-        real_X = i_X < I
-        u_NX = tl.load(
-            children_BEI + b_N[:, None] * (E * I) + row_X[None, :],
-            mask=real_N[:, None] & real_X[None, :],
-            other=0.0,
-        )
-        u_NEI = tl.reshape(u_NX, [BB, E, BI])
-        at_NI = b_N[:, None] * I + i_I[None, :]
-        real_NI = real_N[:, None] & (i_I < I)[None, :]
-        weights = ()
-        if MODE != UNIFORM:
-            for j in tl.static_range(J):
-                w_DX = tl.load(
-                    transforms_JEID + (j * E * I + row_X[None, :]) * D + d_D[:, None],
-                    mask=real_X[None, :],
-                    other=0.0,
-                )
-                v_ND = tl.load(
-                    pull_BJD + (b_N[:, None] * J + j) * D + d_D[None, :],
-                    mask=real_N[:, None],
-                    other=0.0,
-                )
-                pulled_NX = _dot(v_ND, w_DX, PRECISION) * u_NX
-                weights = weights + (tl.sum(tl.reshape(pulled_NX, [BB, E, BI]), 1),)  # noqa: RUF005
-        if MODE == FORWARD:
-            top_NI = tl.zeros([BB, BI], dtype) if NONE else weights[0]
-            for j in tl.static_range(J):
-                top_NI = tl.maximum(top_NI, weights[j])
-            total_NI = tl.exp(-top_NI) if NONE else tl.zeros([BB, BI], dtype)
-            risen = ()
-            for j in tl.static_range(J):
-                risen = risen + (tl.exp(weights[j] - top_NI),)  # noqa: RUF005
-                total_NI += risen[j]
-            share_NI = 1.0 / total_NI
-            weights = ()
-            for j in tl.static_range(J):
-                weights = weights + (risen[j] * share_NI,)  # noqa: RUF005
-                if STORE:
-                    tl.store(couplings_JBI + j * B * I + at_NI, weights[j], mask=real_NI)
-        if MODE == BACKWARD:
-            mean_NI = tl.zeros([BB, BI], dtype)
-            shares = ()
-            for j in tl.static_range(J):
-                c_NI = tl.load(couplings_JBI + j * B * I + at_NI, mask=real_NI, other=0.0)
-                shares = shares + (c_NI,)  # noqa: RUF005
-                mean_NI += c_NI * weights[j]
-            slopes = ()
-            for j in tl.static_range(J):
-                slopes = slopes + (shares[j] * (weights[j] - mean_NI),)  # noqa: RUF005
-                tl.store(slopes_JBI + j * B * I + at_NI, slopes[j], mask=real_NI)
-            weights = slopes
-        added = ()
-        for j in tl.static_range(J):
-            w_XD = tl.load(
-                transforms_JEID + (j * E * I + row_X[:, None]) * D + d_D[None, :],
-                mask=real_X[:, None],
+    real_X = i_X < I
+    u_NX = tl.load(
+        children_BEI + b_N[:, None] * (E * I) + row_X[None, :],
+        mask=real_N[:, None] & real_X[None, :],
+        other=0.0,
+    )
+    at_NI = b_N[:, None] * I + i_I[None, :]
+    real_NI = real_N[:, None] & (i_I < I)[None, :]
+    pulled_JBI = slopes_JBI if MODE == BACKWARD else couplings_JBI
+    top_NI = tl.full([BB, BI], 0.0 if NONE else float("-inf"), u_NX.dtype)
+    total_NI = tl.full([BB, BI], 1.0 if NONE else 0.0, u_NX.dtype)
+    mean_NI = tl.zeros([BB, BI], u_NX.dtype)
+    if MODE != UNIFORM:
+        for j in range(J):
+            w_DX = tl.load(
+                transforms_JEID + (j * E * I + row_X[None, :]) * D + d_D[:, None],
+                mask=real_X[None, :],
                 other=0.0,
             )
-            if MODE == UNIFORM:
-                a_NX = u_NX
+            v_ND = tl.load(
+                pull_BJD + (b_N[:, None] * J + j) * D + d_D[None, :],
+                mask=real_N[:, None],
+                other=0.0,
+            )
+            product_NX = _dot(v_ND, w_DX, PRECISION) * u_NX
+            pulled_NI = tl.sum(tl.reshape(product_NX, [BB, E, BI]), 1)
+            tl.store(pulled_JBI + j * B * I + at_NI, pulled_NI, mask=real_NI)
+            if MODE == BACKWARD:
+                c_NI = tl.load(couplings_JBI + j * B * I + at_NI, mask=real_NI, other=0.0)
+                mean_NI += c_NI * pulled_NI
             else:
-                a_NX = tl.reshape(u_NEI * weights[j][:, None, :], [BB, E * BI])
-            added = added + (sums[j] + _dot(a_NX, w_XD, PRECISION),)  # noqa: RUF005
-        sums = added
-    for j in tl.static_range(J):
+                higher_NI = tl.maximum(top_NI, pulled_NI)
+                total_NI = total_NI * tl.exp(top_NI - higher_NI) + tl.exp(pulled_NI - higher_NI)
+                top_NI = higher_NI
+        # Below, threads read what others have written.
+        tl.debug_barrier()
+    for j in range(J):
+        a_NX = u_NX
+        if MODE != UNIFORM:
+            weight_NI = tl.load(pulled_JBI + j * B * I + at_NI, mask=real_NI, other=0.0)
+            if MODE == BACKWARD:
+                c_NI = tl.load(couplings_JBI + j * B * I + at_NI, mask=real_NI, other=0.0)
+                weight_NI = c_NI * (weight_NI - mean_NI)
+            else:
+                weight_NI = tl.exp(weight_NI - top_NI) / total_NI
+            tl.store(pulled_JBI + j * B * I + at_NI, weight_NI, mask=real_NI)
+            a_NEI = tl.reshape(u_NX, [BB, E, BI]) * weight_NI[:, None, :]
+            a_NX = tl.reshape(a_NEI, [BB, E * BI])
+        w_XD = tl.load(
+            transforms_JEID + (j * E * I + row_X[:, None]) * D + d_D[None, :],
+            mask=real_X[:, None],
+            other=0.0,
+        )
+        sums_ND = _dot(a_NX, w_XD, PRECISION)
+        if MODE == UNIFORM:
+            sums_ND = sums_ND / (J + NONE)
         at_ND = ((chunk * B + b_N[:, None]) * J + j) * D + d_D[None, :]
-        s_ND = sums[j] / (J + NONE) if MODE == UNIFORM else sums[j]
-        tl.store(partial_CBJD + at_ND, s_ND, mask=real_N[:, None])
+        tl.store(partial_CBJD + at_ND, sums_ND, mask=real_N[:, None])
 
 
 @triton.jit
