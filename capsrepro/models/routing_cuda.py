@@ -25,21 +25,28 @@ from torch.autograd.function import once_differentiable
 from capsrepro.models.routing import Gradient, factored_dynamic_routing
 
 
-class Blocks(NamedTuple):
-    """What a program of each kernel takes on.
+class Block(NamedTuple):
+    """What a program of a kernel takes on.
 
     Attributes:
+        images: Images of a tile.
         numbers: Numbers of a tile's children: E · children of a tile.
-        images: Images of a tile; for `route_tiles`, `children_slopes` and `transforms_slopes`.
-        warps: Of 32 threads, likewise.
-        stages: Of the pipeline of loads, likewise.
-        precision: Of the products, as in `triton.language.dot`.
+        warps: Of 32 threads.
+        stages: Of the pipeline of loads.
     """
 
-    numbers: int = 64
-    images: tuple[int, int, int] = (32, 32, 32)
-    warps: tuple[int, int, int] = (2, 2, 4)
-    stages: tuple[int, int, int] = (2, 2, 2)
+    images: int
+    numbers: int
+    warps: int
+    stages: int = 1
+
+
+class Blocks(NamedTuple):
+    """Of each kernel, and the precision of products as in `triton.language.dot`."""
+
+    route: Block = Block(32, 64, 2)
+    children: Block = Block(32, 64, 4)
+    transforms: Block = Block(32, 64, 4)
     precision: str = "tf32x3"
 
 
@@ -197,31 +204,30 @@ class _Launcher:
         self.J, self.E, self.I, self.D = transforms_JEID.shape
         self.B = len(children_BEI)
         self.shape_BJD, self.shape_JBI = (self.B, self.J, self.D), (self.J, self.B, self.I)
-        self.children = blocks.numbers // self.E
-        self.chunks = _blocks_of(self.I, self.children)
+        self.chunks = _blocks_of(self.I, blocks.route.numbers // self.E)
         self.none = none_of_the_above
 
-    def _sizes(self, kernel: int) -> dict[str, Any]:
+    def _sizes(self, block: Block) -> dict[str, Any]:
         return {
             "J": self.J,
             "E": self.E,
             "D": self.D,
-            "BB": self.blocks.images[kernel],
-            "BI": self.children,
+            "BB": block.images,
+            "BI": block.numbers // self.E,
             "NONE": self.none,
             "PRECISION": self.blocks.precision,
-            "num_warps": self.blocks.warps[kernel],
-            "num_stages": self.blocks.stages[kernel],
+            "num_warps": block.warps,
+            "num_stages": block.stages,
         }
 
     def forward(self, pull_BJD: Tensor | None, couplings_JBI: Tensor | None) -> Tensor:
         """Partial sums of an iteration; without a pull the first, with equal couplings."""
-        mode = self.kernels.UNIFORM if pull_BJD is None else self.kernels.FORWARD
+        mode = (self.kernels.UNIFORM if pull_BJD is None else self.kernels.FORWARD).value
         return self._route(mode, pull_BJD, couplings_JBI, None)
 
     def backward(self, pull_BJD: Tensor, couplings_JBI: Tensor, slopes_JBI: Tensor) -> Tensor:
         """Partial sums of the gradient of an iteration's pull; `slopes_JBI` are the logits'."""
-        return self._route(self.kernels.BACKWARD, pull_BJD, couplings_JBI, slopes_JBI)
+        return self._route(self.kernels.BACKWARD.value, pull_BJD, couplings_JBI, slopes_JBI)
 
     def _route(
         self,
@@ -232,7 +238,7 @@ class _Launcher:
     ) -> Tensor:
         partial_CBJD = self.children_BEI.new_empty(self.chunks, *self.shape_BJD)
         unused = partial_CBJD
-        self.kernels.route_tiles[(self.chunks, _blocks_of(self.B, self.blocks.images[0]))](
+        self.kernels.route_tiles[(self.chunks, _blocks_of(self.B, self.blocks.route.images))](
             self.children_BEI,
             self.transforms_JEID,
             unused if pull_BJD is None else pull_BJD,
@@ -242,7 +248,7 @@ class _Launcher:
             self.B,
             self.I,
             MODE=mode,
-            **self._sizes(0),
+            **self._sizes(self.blocks.route),
         )
         return partial_CBJD
 
@@ -298,38 +304,37 @@ class _Launcher:
             ABOVE=above_BJD is not None,
         )
 
-    def children_slopes(
-        self, couplings_TJBI: Tensor, slopes_TJBI: Tensor | None, sums: Tensor, pulls: Tensor
-    ) -> Tensor:
+    def children_slopes(self, *terms: Tensor | None) -> Tensor:
         """Gradient of the children."""
-        grid = (_blocks_of(self.I, self.children), _blocks_of(self.B, self.blocks.images[1]))
+        block = self.blocks.children
+        chunks = _blocks_of(self.I, block.numbers // self.E)
         written = torch.empty_like(self.children_BEI)
-        self._last_pass(1, grid, self.transforms_JEID, couplings_TJBI, slopes_TJBI, sums, pulls, written)
+        kernel = self.kernels.children_slopes[(chunks, _blocks_of(self.B, block.images))]
+        self._last_pass(kernel, block, self.transforms_JEID, written, *terms)
         return written
 
-    def transforms_slopes(
-        self, couplings_TJBI: Tensor, slopes_TJBI: Tensor | None, sums: Tensor, pulls: Tensor
-    ) -> Tensor:
+    def transforms_slopes(self, *terms: Tensor | None) -> Tensor:
         """Gradient of the matrices."""
-        grid = (_blocks_of(self.I, self.children), self.J)
+        block = self.blocks.transforms
+        chunks = _blocks_of(self.I, block.numbers // self.E)
         written = torch.empty_like(self.transforms_JEID)
-        self._last_pass(2, grid, self.children_BEI, couplings_TJBI, slopes_TJBI, sums, pulls, written)
+        kernel = self.kernels.transforms_slopes[(chunks, self.J)]
+        self._last_pass(kernel, block, self.children_BEI, written, *terms)
         return written
 
     def _last_pass(
         self,
-        kernel: int,
-        grid: tuple[int, int],
+        kernel: Any,
+        block: Block,
         factor: Tensor,
+        written: Tensor,
         couplings_TJBI: Tensor,
         slopes_TJBI: Tensor | None,
         sums_slopes_TBJD: Tensor,
         pulls_TBJD: Tensor,
-        written: Tensor,
     ) -> None:
-        function = (self.kernels.children_slopes, self.kernels.transforms_slopes)[kernel - 1]
         terms = len(couplings_TJBI)
-        function[grid](
+        kernel(
             factor,
             couplings_TJBI,
             couplings_TJBI if slopes_TJBI is None else slopes_TJBI,
@@ -341,7 +346,7 @@ class _Launcher:
             terms,
             FIRST=len(sums_slopes_TBJD) > terms,
             FULL=slopes_TJBI is not None,
-            **self._sizes(kernel),
+            **self._sizes(block),
         )
 
 

@@ -206,146 +206,88 @@ def unsquash_sums(
     slope_RD = g_RD * factor_R[:, None] + s_RD * (along_R * steepness_R)[:, None]
     tl.store(slopes_BJD + k_K, tl.reshape(slope_RD, [ROWS * D]), mask=real_K)
 
+@triton.jit
+def _votes_slopes(
+    couplings_TJBI, slopes_TJBI, sums_slopes_TBJD, pulls_TBJD, B, I, terms, j, b_N, i_I,
+    J: tl.constexpr, D: tl.constexpr, BB: tl.constexpr, BI: tl.constexpr,
+    FIRST: tl.constexpr, FULL: tl.constexpr, NONE: tl.constexpr,
+):
+    d_D = tl.arange(0, D)
+    real_N = b_N < B
+    at_IN = b_N[None, :] * I + i_I[:, None]
+    real_IN = real_N[None, :] & (i_I < I)[:, None]
+    at_ND = (b_N[:, None] * J + j) * D + d_D[None, :]
+    votes_IND = tl.zeros([BI, BB, D], couplings_TJBI.dtype.element_ty)
+    if FIRST:
+        ds_ND = tl.load(sums_slopes_TBJD + at_ND, mask=real_N[:, None], other=0.0)
+        votes_IND += (ds_ND / (J + NONE))[None, :, :]
+    for t in range(terms):
+        ds_ND = tl.load(
+            sums_slopes_TBJD + (t + FIRST) * B * J * D + at_ND, mask=real_N[:, None], other=0.0
+        )
+        c_IN = tl.load(couplings_TJBI + (t * J + j) * B * I + at_IN, mask=real_IN, other=0.0)
+        votes_IND += c_IN[:, :, None] * ds_ND[None, :, :]
+        if FULL:
+            v_ND = tl.load(pulls_TBJD + t * B * J * D + at_ND, mask=real_N[:, None], other=0.0)
+            dl_IN = tl.load(slopes_TJBI + (t * J + j) * B * I + at_IN, mask=real_IN, other=0.0)
+            votes_IND += dl_IN[:, :, None] * v_ND[None, :, :]
+    return votes_IND
+
 
 @triton.jit
 def children_slopes(
-    transforms_JEID,
-    couplings_TJBI,
-    slopes_TJBI,
-    sums_slopes_TBJD,
-    pulls_TBJD,
-    children_slopes_BEI,
-    B,
-    I,
-    terms,
-    J: tl.constexpr,
-    E: tl.constexpr,
-    D: tl.constexpr,
-    BB: tl.constexpr,
-    BI: tl.constexpr,
-    FIRST: tl.constexpr,
-    FULL: tl.constexpr,
-    NONE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    transforms_JEID, couplings_TJBI, slopes_TJBI, sums_slopes_TBJD, pulls_TBJD, children_slopes_BEI,
+    B, I, terms,
+    J: tl.constexpr, E: tl.constexpr, D: tl.constexpr, BB: tl.constexpr, BI: tl.constexpr,
+    FIRST: tl.constexpr, FULL: tl.constexpr, NONE: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Gradient of the children: Σ_jd (Σ_t c^t ds^t + dl^t V^t) W, each t pulled back by itself.
-
-    FIRST: `sums_slopes_TBJD` begins with iteration 1, whose couplings are equal shares, and the
-    `terms` others follow. FULL: the logits have gradients.
-    """
-    first = tl.program_id(0) * BI
+    i_I = tl.program_id(0) * BI + tl.arange(0, BI)
     b_N = tl.program_id(1) * BB + tl.arange(0, BB)
-    x_X = tl.arange(0, E * BI)
+    e_E = tl.arange(0, E)
     d_D = tl.arange(0, D)
-    i_X = first + x_X % BI
-    i_I = first + tl.arange(0, BI)
-    row_X = (x_X // BI) * I + i_X
-    real_N = b_N < B
-    real_X = i_X < I
-    at_NI = b_N[:, None] * I + i_I[None, :]
-    real_NI = real_N[:, None] & (i_I < I)[None, :]
-    du_NX = tl.zeros([BB, E * BI], transforms_JEID.dtype.element_ty)
+    du_INE = tl.zeros([BI, BB, E], couplings_TJBI.dtype.element_ty)
     for j in range(J):
-        w_DX = tl.load(
-            transforms_JEID + (j * E * I + row_X[None, :]) * D + d_D[:, None],
-            mask=real_X[None, :],
-            other=0.0,
+        votes_IND = _votes_slopes(
+            couplings_TJBI, slopes_TJBI, sums_slopes_TBJD, pulls_TBJD, B, I, terms, j, b_N, i_I,
+            J, D, BB, BI, FIRST, FULL, NONE,
         )
-        at_ND = (b_N[:, None] * J + j) * D + d_D[None, :]
-        if FIRST:
-            ds_ND = tl.load(sums_slopes_TBJD + at_ND, mask=real_N[:, None], other=0.0)
-            du_NX += _dot(ds_ND, w_DX, PRECISION) / (J + NONE)
-        for t in range(terms):
-            ds_ND = tl.load(
-                sums_slopes_TBJD + (t + FIRST) * B * J * D + at_ND, mask=real_N[:, None], other=0.0
-            )
-            c_NI = tl.load(
-                couplings_TJBI + (t * J + j) * B * I + at_NI, mask=real_NI, other=0.0
-            )
-            pulled_NEI = tl.reshape(_dot(ds_ND, w_DX, PRECISION), [BB, E, BI])
-            sum_NEI = pulled_NEI * c_NI[:, None, :]
-            if FULL:
-                v_ND = tl.load(pulls_TBJD + t * B * J * D + at_ND, mask=real_N[:, None], other=0.0)
-                dl_NI = tl.load(
-                    slopes_TJBI + (t * J + j) * B * I + at_NI, mask=real_NI, other=0.0
-                )
-                pulled_NEI = tl.reshape(_dot(v_ND, w_DX, PRECISION), [BB, E, BI])
-                sum_NEI += pulled_NEI * dl_NI[:, None, :]
-            du_NX += tl.reshape(sum_NEI, [BB, E * BI])
+        w_IDE = tl.load(
+            transforms_JEID
+            + ((j * E + e_E)[None, None, :] * I + i_I[:, None, None]) * D + d_D[None, :, None],
+            mask=(i_I < I)[:, None, None], other=0.0,
+        )
+        du_INE += _dot(votes_IND, w_IDE, PRECISION)
     tl.store(
-        children_slopes_BEI + b_N[:, None] * (E * I) + row_X[None, :],
-        du_NX,
-        mask=real_N[:, None] & real_X[None, :],
+        children_slopes_BEI + (b_N[None, :, None] * E + e_E[None, None, :]) * I + i_I[:, None, None],
+        du_INE, mask=(b_N < B)[None, :, None] & (i_I < I)[:, None, None],
     )
 
 
 @triton.jit
 def transforms_slopes(
-    children_BEI,
-    couplings_TJBI,
-    slopes_TJBI,
-    sums_slopes_TBJD,
-    pulls_TBJD,
-    transforms_slopes_JEID,
-    B,
-    I,
-    terms,
-    J: tl.constexpr,
-    E: tl.constexpr,
-    D: tl.constexpr,
-    BB: tl.constexpr,
-    BI: tl.constexpr,
-    FIRST: tl.constexpr,
-    FULL: tl.constexpr,
-    NONE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    children_BEI, couplings_TJBI, slopes_TJBI, sums_slopes_TBJD, pulls_TBJD, transforms_slopes_JEID,
+    B, I, terms,
+    J: tl.constexpr, E: tl.constexpr, D: tl.constexpr, BB: tl.constexpr, BI: tl.constexpr,
+    FIRST: tl.constexpr, FULL: tl.constexpr, NONE: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Gradient of the matrices: Σ_b u (Σ_t c^t ds^t + dl^t V^t), the terms of `children_slopes`.
-
-    One program sums one parent's tile over all images.
-    """
-    first = tl.program_id(0) * BI
+    i_I = tl.program_id(0) * BI + tl.arange(0, BI)
     j = tl.program_id(1)
-    x_X = tl.arange(0, E * BI)
+    e_E = tl.arange(0, E)
     d_D = tl.arange(0, D)
-    i_X = first + x_X % BI
-    i_I = first + tl.arange(0, BI)
-    row_X = (x_X // BI) * I + i_X
-    real_X = i_X < I
-    dw_XD = tl.zeros([E * BI, D], children_BEI.dtype.element_ty)
+    dw_IDE = tl.zeros([BI, D, E], couplings_TJBI.dtype.element_ty)
     for image in range(0, B, BB):
         b_N = image + tl.arange(0, BB)
-        real_N = b_N < B
-        u_XN = tl.load(
-            children_BEI + b_N[None, :] * (E * I) + row_X[:, None],
-            mask=real_N[None, :] & real_X[:, None],
-            other=0.0,
+        votes_IND = _votes_slopes(
+            couplings_TJBI, slopes_TJBI, sums_slopes_TBJD, pulls_TBJD, B, I, terms, j, b_N, i_I,
+            J, D, BB, BI, FIRST, FULL, NONE,
         )
-        u_EIN = tl.reshape(u_XN, [E, BI, BB])
-        at_IN = b_N[None, :] * I + i_I[:, None]
-        real_IN = real_N[None, :] & (i_I < I)[:, None]
-        at_ND = (b_N[:, None] * J + j) * D + d_D[None, :]
-        if FIRST:
-            ds_ND = tl.load(sums_slopes_TBJD + at_ND, mask=real_N[:, None], other=0.0)
-            dw_XD += _dot(u_XN, ds_ND / (J + NONE), PRECISION)
-        for t in range(terms):
-            ds_ND = tl.load(
-                sums_slopes_TBJD + (t + FIRST) * B * J * D + at_ND, mask=real_N[:, None], other=0.0
-            )
-            c_IN = tl.load(
-                couplings_TJBI + (t * J + j) * B * I + at_IN, mask=real_IN, other=0.0
-            )
-            a_XN = tl.reshape(u_EIN * c_IN[None, :, :], [E * BI, BB])
-            dw_XD += _dot(a_XN, ds_ND, PRECISION)
-            if FULL:
-                v_ND = tl.load(pulls_TBJD + t * B * J * D + at_ND, mask=real_N[:, None], other=0.0)
-                dl_IN = tl.load(
-                    slopes_TJBI + (t * J + j) * B * I + at_IN, mask=real_IN, other=0.0
-                )
-                a_XN = tl.reshape(u_EIN * dl_IN[None, :, :], [E * BI, BB])
-                dw_XD += _dot(a_XN, v_ND, PRECISION)
+        u_INE = tl.load(
+            children_BEI + (b_N[None, :, None] * E + e_E[None, None, :]) * I + i_I[:, None, None],
+            mask=(b_N < B)[None, :, None] & (i_I < I)[:, None, None], other=0.0,
+        )
+        dw_IDE += _dot(tl.trans(votes_IND, 0, 2, 1), u_INE, PRECISION)
     tl.store(
-        transforms_slopes_JEID + (j * E * I + row_X[:, None]) * D + d_D[None, :],
-        dw_XD,
-        mask=real_X[:, None],
+        transforms_slopes_JEID
+        + ((j * E + e_E)[None, None, :] * I + i_I[:, None, None]) * D + d_D[None, :, None],
+        dw_IDE, mask=(i_I < I)[:, None, None],
     )
