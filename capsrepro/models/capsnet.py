@@ -24,7 +24,8 @@ from capsrepro.models.losses import (
     present,
     reconstruction_sse,
 )
-from capsrepro.models.routing import Gradient, factored_dynamic_routing, length, squash
+from capsrepro.models.routing import Gradient, length, squash
+from capsrepro.models.routing_cuda import fused_dynamic_routing
 
 
 class PrimaryCapsules(nn.Module):
@@ -156,7 +157,7 @@ class CapsNet(nn.Module):
 
     def class_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Class capsules v_BKD of images in [0, 1]."""
-        return factored_dynamic_routing(
+        return fused_dynamic_routing(
             self.primary_capsules(images_BCHW),
             self.transforms_KEID,
             self.routing_iterations,
