@@ -112,9 +112,9 @@ def _printed(child: Child) -> Iterator[str]:
 
 def _last_words(run: str, code: int, lines: Sequence[str]) -> str:
     """The result of a run, or the sentence that it ended with."""
-    if code < 0:
-        hint = " (has the memory run out?)" if code == -signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{hint}"
     prefix = f"{run}: " if code == 0 else "capsrepro: "
     said = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+    if code < 0 and not said:
+        hint = " (has the memory run out?)" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
     return (said or lines or [f"ended with exit code {code}"])[-1]
