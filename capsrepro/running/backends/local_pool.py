@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,7 +101,8 @@ def _share_of_threads(devices: Sequence[str], per_device: int) -> int | None:
     """CPU threads of each of several runs on the CPU; None leaves a run its usual number."""
     if "cpu" not in devices or per_device == 1:
         return None
-    return max(1, len(os.sched_getaffinity(0)) // per_device)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // per_device)
 
 
 def _listed(devices: Sequence[str]) -> str:
