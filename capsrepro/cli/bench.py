@@ -14,6 +14,7 @@ from capsrepro.benchmarks import Benchmark, benchmark_path, read_benchmark, writ
 from capsrepro.cli.runs import shown, where_options
 from capsrepro.config import load_params
 from capsrepro.errors import UsageError
+from capsrepro.files import write_text
 from capsrepro.project import Project, find_project
 
 
@@ -71,7 +72,7 @@ def bench(
     """
     project = find_project()
     if show is not None:
-        _output(project, read_benchmark(show), as_json)
+        _output(read_benchmark(show), as_json)
         _draw(project, show)
         return
     if scaling and (models or batch):
@@ -92,12 +93,12 @@ def bench(
     if save:
         write_benchmark(path, benchmark)
         click.echo(shown(project, path), err=True)
-    _output(project, benchmark, as_json)
+    _output(benchmark, as_json)
     if save:
         _draw(project, path)
 
 
-def _output(project: Project, benchmark: Benchmark, as_json: bool) -> None:
+def _output(benchmark: Benchmark, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(benchmark.model_dump(mode="json"), indent=1))
         return
@@ -117,7 +118,14 @@ def _draw(project: Project, path: Path) -> None:
             err=True,
         )
         return
-    from capsrepro.report.figures.benchmark import write_pages
+    from capsrepro.report.benchmark_table import benchmark_table
+    from capsrepro.report.figures.benchmark import draw_benchmark
+    from capsrepro.report.figures.canvas import house_style, write_figure
+    from capsrepro.report.rendering import render
 
-    for page in write_pages(path):
-        click.echo(shown(project, page), err=True)
+    benchmark = read_benchmark(path)
+    pages = [path.with_suffix(".md")]
+    write_text(pages[0], render([benchmark_table(benchmark)], "md"))
+    with house_style():
+        pages += write_figure(draw_benchmark(benchmark), path.parent, path.stem)
+    click.echo(", ".join(shown(project, page) for page in pages), err=True)

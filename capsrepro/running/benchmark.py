@@ -110,7 +110,7 @@ def _groups(
         # On a GPU the precision that the papers' budgets would be trained in.
         chosen = request.precisions or (precisions[-1] if kind == "cuda" else "float32",)
         return scaling_jobs(kind, chosen[0])
-    models = dict.fromkeys(request.models) if request.models else DEFAULT_MODELS[kind]
+    models: dict[str, int | None] = dict.fromkeys(request.models) or DEFAULT_MODELS[kind]
     if request.batch_size:
         models = dict.fromkeys(models, request.batch_size)
     return model_jobs(params, models, precisions)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from capsrepro.config import RunSpec
 from capsrepro.running.benchmark_naive import naive_model
@@ -58,6 +57,9 @@ class Products:
 
 def find_products(spec: RunSpec, device: torch.device) -> Products:
     """Watch one naive step of two images."""
+    # Imported here: its 70 MiB are not to count among those of a training step.
+    from torch.utils.flop_counter import FlopCounterMode
+
     model = naive_model(spec, device)
     calls: list[LayerCall] = []
 
@@ -125,7 +127,7 @@ def _make_pass(call: LayerCall, device: torch.device) -> Step:
 
 def _captured(step: Step) -> Step:
     """The same kernels as one CUDA graph, so that launching them costs nothing."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):

@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, `close` does
         self._process = subprocess.Popen(
             _WORKER,
             stdin=subprocess.PIPE,
