@@ -161,7 +161,7 @@ class MatrixPeak:
         torch.set_float32_matmul_precision(reduced)
         torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         product()
-        repeats, times = (10, 3) if self.device.type == "cuda" else (1, 2)
+        repeats, times = (3, 3) if self.device.type == "cuda" else (1, 2)
         return max(2 * size**3 * repeats / self._seconds(product, repeats) for _ in range(times))
 
     def _seconds(self, product: Callable[[], Tensor], repeats: int) -> float:
