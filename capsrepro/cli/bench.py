@@ -113,8 +113,8 @@ def _draw(project: Project, path: Path) -> None:
     lacking = [p for p in ("tabulate", "matplotlib") if importlib.util.find_spec(p) is None]
     if lacking:
         click.echo(
-            f"neither table nor plot was written, {' and '.join(lacking)} not being installed; "
-            f"call `capsrepro bench --show {shown(project, path)}` where it is.",
+            f"table and plot are not written without {' and '.join(lacking)}; call "
+            f"`capsrepro bench --show {shown(project, path)}` on a machine that has them.",
             err=True,
         )
         return

@@ -14,7 +14,7 @@ from capsrepro.report.benchmark_rates import (
     rival,
 )
 from capsrepro.report.benchmark_scaling import Growth, growths
-from capsrepro.report.formatting import plain, ranged, rounded
+from capsrepro.report.formatting import plain, ranged, rounded, tenths
 from capsrepro.report.rendering import Cell, Column, Scalar, Table
 from capsrepro.report.tables import NOTHING
 
@@ -76,7 +76,7 @@ def _row(benchmark: Benchmark, variant: Variant) -> tuple[Cell, ...]:
         _rate_cell(variant),
         _spread_cell(cpu_s_per_image(variant), 1000),
         NOTHING if memory is None else Cell(rounded(memory), memory),
-        NOTHING if share is None or is_floor else Cell(rounded(100 * share), share),
+        NOTHING if share is None or is_floor else Cell(tenths(100 * share), share),
         NOTHING if is_floor else _spread_cell(cost_ratio(benchmark, variant, own)),
         NOTHING
         if variant is plain_floor
@@ -185,7 +185,7 @@ def _growth_row(growth: Growth) -> tuple[Cell, ...]:
         (
             Cell(rounded(1000 * fit.fixed_s), fit.fixed_s),
             Cell(rounded(1000 * fit.each_s), fit.each_s),
-            Cell(rounded(100 * fit.off_line), fit.off_line),
+            Cell(tenths(100 * fit.off_line), fit.off_line),
             Cell(rounded(fit.power), fit.power),
         )
         if fit

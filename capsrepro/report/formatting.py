@@ -65,6 +65,11 @@ def rounded(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def tenths(value: float) -> str:
+    """One decimal: 0.0, 12.3."""
+    return f"{value:.1f}"
+
+
 def ranged(median: float, low: float, high: float) -> str:
     """A median and what it lies between: 45.6 (44.9–47)."""
     if low == high:
