@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "claims": ("capsrepro.cli.reports:claims", "Every published claim and its verdict today."),
     "figures": ("capsrepro.cli.figures:figures", "The papers' figures, drawn from records."),
     "mlflow-sync": ("capsrepro.cli.state:mlflow_sync", "Bring MLflow up to date with the records."),
+    "bench": ("capsrepro.cli.bench:bench", "Measure how fast training is on this machine."),
     "doctor": ("capsrepro.cli.doctor:doctor", "Check this machine, and say how to mend it."),
 }
 
