@@ -119,7 +119,8 @@ def _speed_notes(benchmark: Benchmark) -> Iterator[str]:
     yield (
         f"Ratios are of {cost}, taken round by round. Floor: the convolutions and fully connected "
         "layers of the step alone, forward and the gradients needed, as fast as torch has them; "
-        "a step that is quicker has products of its own."
+        "a step that is quicker has products of its own. Matrix capsules have next to none of "
+        "them, so theirs says nothing."
     )
     yield (
         "Naive reference: votes written out, eager, float32, torch's own Adam and memory handling; "

@@ -192,10 +192,11 @@ def test_a_killed_run_stops_no_other(prepared):
 
 @pytest.mark.slow
 @pytest.mark.fault
+@pytest.mark.timeout(600)  # ten processes, each of which needs seconds to come
 def test_stopped_submissions_end_with_the_same_weights(prepared):
     """By the signals of a cluster and of a person, and by a kill that nobody can catch."""
-    runs = [CNN, CNN.replace("seed-0", "seed-1")]
-    prepared.edit(ask([CNN], steps=200))
+    runs = [ROUTED, ROUTED.replace("seed-0", "seed-1")]
+    prepared.edit(ask([ROUTED], steps=400))
     straight = prepared.copy(prepared.root.parent / "straight")
     arguments = (*POOL, *runs, "--checkpoint-every", "10")
     reference = straight.start(*arguments)  # beside the others, to save time
@@ -216,7 +217,7 @@ def test_stopped_submissions_end_with_the_same_weights(prepared):
         # Each at the very step of the signal, though it came twice.
         for run, step in zip(runs, newest(), strict=True):
             log = (prepared.root / "checkpoints" / run / "submit.log").read_text()
-            assert f"{run} was interrupted at step {step} of 200; its checkpoint is saved" in log
+            assert f"{run} was interrupted at step {step} of 400; its checkpoint is saved" in log
         return result.code, result.err
 
     def as_a_cluster(process: subprocess.Popen[str], children: list[int]) -> None:

@@ -88,7 +88,11 @@ def _draw_growths(benchmark: Benchmark, found: list[Growth]) -> Figure:
     figure, panels = new_panels(lines, len(found), legend=0.3)
     for axes, growth in zip(panels, found, strict=True):
         _draw_growth(axes, growth)
-        axes.set(title=growth.model, xlabel=AXES[growth.axis], ylabel=f"{cost} of a step, s")
+        axes.set(
+            title=growth.model.split("/")[1],
+            xlabel=AXES[growth.axis],
+            ylabel=f"{cost} of a step, s",
+        )
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
     add_legend(figure, panels)
