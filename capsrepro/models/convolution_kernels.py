@@ -25,12 +25,15 @@ def _tile(
 ):  # fmt: skip
     """ROWS x COLUMNS numbers of a matrix; those beyond its rows are zeros."""
     if TMA:
-        return source.load([row, column])
-    r_R = row + tl.arange(0, ROWS)
-    at_RC = (r_R * WIDTH)[:, None] + (column + tl.arange(0, COLUMNS))[None, :]
-    if MASKED:
-        return tl.load(source + at_RC, mask=(r_R < rows)[:, None], other=0.0)
-    return tl.load(source + at_RC)
+        tile_RC = source.load([row, column])
+    else:
+        r_R = row + tl.arange(0, ROWS)
+        at_RC = (r_R * WIDTH)[:, None] + (column + tl.arange(0, COLUMNS))[None, :]
+        if MASKED:
+            tile_RC = tl.load(source + at_RC, mask=(r_R < rows)[:, None], other=0.0)
+        else:
+            tile_RC = tl.load(source + at_RC)
+    return tile_RC
 
 
 @triton.jit
@@ -164,9 +167,7 @@ def image_slopes(
         y_seen = y + seen // columns
         x_seen = x + seen % columns
         under = (row - y_seen * STRIDE) * SIDE + column - x_seen * STRIDE
-        g_MK = _tile(
-            slopes_BYXO, b, (y_seen * X + x_seen) * O + o, B, Y * X * O, M, K, MASKED, TMA
-        )
+        g_MK = _tile(slopes_BYXO, b, (y_seen * X + x_seen) * O + o, B, Y * X * O, M, K, MASKED, TMA)
         w_KN = _tile(weight_OkkC, o, under * C + c, O, SIDE * SIDE * C, K, N, False, TMA)
         sums_MN = tl.dot(g_MK, w_KN, sums_MN, input_precision="ieee")
     _store(result_BHWC, sums_MN, b, pixel * C + c, B, HWC, M, N, MASKED)

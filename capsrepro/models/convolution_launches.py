@@ -6,6 +6,7 @@ suffix ends in C or O lie in memory in that order.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -45,8 +46,31 @@ class Tiles(NamedTuple):
 
 TILES = Tiles()
 
+# Tiles of fewer images are mostly empty, and positions in tensors are numbers of 32 bits.
+_FEWEST_IMAGES, _MOST_NUMBERS = 64, 2**31
+
 # Rows of a tile whose parts a program adds up.
 _ROWS = 16
+
+
+def supported(images_BCHW: Tensor, weight_OCkk: Tensor, stride: int) -> bool:
+    """Whether the kernels take a convolution without padding and are the faster ones.
+
+    They are made for the tensor cores of compute capability 9, batches of at least 64 images and
+    channels in multiples of 128. Triton must be installed.
+    """
+    if not images_BCHW.is_cuda or torch.cuda.get_device_capability(images_BCHW.device)[0] != 9:
+        return False
+    B, C, H, W = images_BCHW.shape
+    O, _, side, across = weight_OCkk.shape
+    places = ((H - side) // stride + 1) * ((W - side) // stride + 1)
+    return (
+        B >= _FEWEST_IMAGES
+        and C % 128 == O % 128 == 0
+        and side == across
+        and max(images_BCHW.numel(), weight_OCkk.numel(), B * O * places) < _MOST_NUMBERS
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 class Launcher:
