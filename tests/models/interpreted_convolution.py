@@ -18,12 +18,12 @@ _TILE = Tile(M=16, N=32, K=32, warps=4, stages=1)
 # Images, inputs, outputs, rows, columns, kernel, stride, programs. The last image of a tile may be
 # missing; some pixels no place sees; programs do whole tiles, parts of several or none at all.
 _CASES = (
-    (16, 32, 32, 7, 6, 3, 2, 5),
-    (21, 32, 64, 7, 6, 3, 1, 7),
-    (21, 64, 32, 5, 5, 1, 1, 4),
-    (16, 64, 64, 8, 9, 3, 3, 7),
-    (16, 32, 32, 11, 9, 5, 2, 3),
-    (16, 32, 64, 12, 11, 9, 2, 3),
+    (16, 32, 32, 7, 6, 3, 2, 4),
+    (21, 32, 64, 4, 5, 3, 1, 7),
+    (21, 64, 32, 3, 4, 1, 1, 5),
+    (16, 64, 64, 6, 7, 3, 3, 3),
+    (16, 32, 32, 7, 5, 5, 2, 1),
+    (16, 32, 32, 11, 9, 9, 2, 3),
     (16, 32, 32, 3, 3, 3, 1, 40),
 )
 
