@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capsrepro.models.convolution_cuda import rectified_convolution
+from capsrepro.models.convolution_cuda import linear_convolution, rectified_convolution
 from capsrepro.models.convolution_gradients import convolve
 
 Padding = Literal["valid", "same"]
@@ -87,6 +87,8 @@ class Conv2d(nn.Conv2d):
             return result.relu() if rectified else result
         if device == "cuda" and rectified and self.bias is not None:
             return rectified_convolution(images, self.weight, self.bias, stride, within)
+        if device == "cuda" and not rectified and self.bias is None:
+            return linear_convolution(images, self.weight, stride, within)
         factors = images.bfloat16(), self.weight.bfloat16()
         if not has_bfloat16(device):
             # The same rounded factors, multiplied in float32: no faster, and a little more exact,

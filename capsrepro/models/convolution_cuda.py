@@ -1,4 +1,4 @@
-"""ReLU of a convolution in bfloat16 on a GPU, rounded once and written once.
+"""Convolutions in bfloat16 on a GPU: with a ReLU rounded and written once, or without and exact.
 
 Convolution, bias, ReLU and the rounding that the next convolution would do anyway are four passes
 over the largest tensors of a network where each is an operation of its own. Here the sums stay in
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from capsrepro.models.convolution_launches import TILES, Launcher, Tiles, supported
 
 # Up to here a matrix product over patches, which are written out, beats the library's convolution.
 _MOST_PATCH_NUMBERS = 128
@@ -40,6 +42,63 @@ def rectified_convolution(
     function = _OverPatches if few and padding == 0 else _ByLibrary
     rectified: Tensor = function.apply(images_BCHW, weight_OCkk, bias_O, stride, padding)
     return rectified
+
+
+def linear_convolution(
+    images_BCHW: Tensor, weight_OCkk: Tensor, stride: int, padding: int
+) -> Tensor:
+    """Convolution of factors rounded to bfloat16, without a bias; arguments as above.
+
+    Returns:
+        float32, shape (B, O, Y, X), channels last in memory.
+    """
+    if padding > 0 or not supported(images_BCHW, weight_OCkk, stride):
+        factors = images_BCHW.bfloat16(), weight_OCkk.bfloat16()
+        return F.conv2d(*factors, None, stride, padding).float()
+    with torch.cuda.device(images_BCHW.device):
+        processors = torch.cuda.get_device_properties(images_BCHW.device).multi_processor_count
+        result: Tensor = TiledConvolution.apply(
+            images_BCHW, weight_OCkk, stride, TILES, processors, torch.bfloat16
+        )
+    return result
+
+
+class TiledConvolution(torch.autograd.Function):
+    """The kernels of `convolution_launches`; for tensors on a GPU, or for Triton's interpreter.
+
+    Sums are never rounded on their way to the result and to the gradient of the weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        stride: int,
+        tiles: Tiles,
+        processors: int,
+        factors: torch.dtype,
+    ) -> Tensor:
+        """The convolution of images and weight rounded to the type of `factors`."""
+        images_BHWC, weight_OkkC = (_channels_last(x.to(factors)) for x in (images, weight))
+        launch = Launcher(images_BHWC.shape, weight_OkkC.shape, stride, tiles, processors)
+        ctx.save_for_backward(images_BHWC, weight_OkkC)
+        ctx.launch, ctx.kind = launch, images.dtype
+        return launch.convolve(images_BHWC, weight_OkkC).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of images and weight."""
+        images_BHWC, weight_OkkC = ctx.saved_tensors
+        slopes_BYXO = _channels_last(slopes.to(images_BHWC.dtype))
+        d_images = d_weight = None
+        if ctx.needs_input_grad[0]:
+            d_images_BHWC = ctx.launch.image_slopes(slopes_BYXO, weight_OkkC)
+            d_images = d_images_BHWC.permute(0, 3, 1, 2).to(ctx.kind)
+        if ctx.needs_input_grad[1]:
+            d_weight = ctx.launch.weight_slopes(images_BHWC, slopes_BYXO).permute(0, 3, 1, 2)
+        return d_images, d_weight, None, None, None, None
 
 
 class _ByLibrary(torch.autograd.Function):
@@ -108,6 +167,10 @@ class _OverPatches(torch.autograd.Function):
         numbers = ctx.shape[1:].numel()
         d_weight = d_weights_KO[:numbers].T.reshape(ctx.shape)
         return None, d_weight, d_weights_KO[numbers], None, None
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1).contiguous()
 
 
 def _missing(numbers: int) -> tuple[int, int]:

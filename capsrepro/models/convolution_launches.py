@@ -1,0 +1,249 @@
+"""Starts the kernels of convolutions without padding: grids, tiles and what they write.
+
+Shape suffixes: see `convolution_kernels`; P pixels of an image, S parts of tiles, and tensors whose
+suffix ends in C or O lie in memory in that order.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """What a program of a kernel takes on at a time.
+
+    Attributes:
+        M: Rows of a result.
+        N: Columns of a result, at most.
+        K: Numbers added over.
+        warps: Of 32 threads.
+        stages: Of the pipeline of loads.
+        described: Whether loads are by descriptors of the tensors.
+        per_processor: Programs that share one of a GPU's processors.
+    """
+
+    M: int
+    N: int
+    K: int
+    warps: int
+    stages: int
+    described: bool = False
+    per_processor: int = 1
+
+
+class Tiles(NamedTuple):
+    """Of each kernel."""
+
+    convolve: Tile = Tile(128, 256, 64, 8, 4)
+    images: Tile = Tile(128, 256, 64, 8, 4)
+    weight: Tile = Tile(128, 256, 64, 8, 4)
+
+
+TILES = Tiles()
+
+# Tiles of fewer images are mostly empty, and positions in tensors are numbers of 32 bits.
+_FEWEST_IMAGES, _MOST_NUMBERS = 64, 2**31
+
+# Rows of a tile whose parts a program adds up.
+_ROWS = 16
+
+
+def supported(images_BCHW: Tensor, weight_OCkk: Tensor, stride: int) -> bool:
+    """Whether the kernels take a convolution without padding and are the faster ones.
+
+    They are made for the tensor cores of compute capability 9, batches of at least 64 images and
+    channels in multiples of 128. Triton must be installed.
+    """
+    if not images_BCHW.is_cuda or torch.cuda.get_device_capability(images_BCHW.device)[0] != 9:
+        return False
+    B, C, H, W = images_BCHW.shape
+    O, _, side, across = weight_OCkk.shape
+    places = ((H - side) // stride + 1) * ((W - side) // stride + 1)
+    return (
+        B >= _FEWEST_IMAGES
+        and C % 128 == O % 128 == 0
+        and side == across
+        and max(images_BCHW.numel(), weight_OCkk.numel(), B * O * places) < _MOST_NUMBERS
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+class Launcher:
+    """Launches the kernels for images of one shape and kernels of one shape.
+
+    Args:
+        shape_BHWC: Of the images.
+        shape_OkkC: Of the weight.
+        stride: In pixels.
+        tiles: Of the kernels.
+        processors: Of the GPU.
+    """
+
+    def __init__(
+        self,
+        shape_BHWC: tuple[int, ...],
+        shape_OkkC: tuple[int, ...],
+        stride: int,
+        tiles: Tiles,
+        processors: int,
+    ) -> None:
+        # Triton exists on few machines; kernels are loaded where they run.
+        from capsrepro.models import convolution_kernels
+
+        self.kernels: Any = convolution_kernels
+        self.shape_BHWC, self.shape_OkkC, self.stride = shape_BHWC, shape_OkkC, stride
+        self.tiles, self.processors = tiles, processors
+        self.B, self.H, self.W, self.C = shape_BHWC
+        self.O, self.side = shape_OkkC[:2]
+        self.Y, self.X = ((size - self.side) // stride + 1 for size in (self.H, self.W))
+
+    def convolve(self, images_BHWC: Tensor, weight_OkkC: Tensor) -> Tensor:
+        """The convolution, float32, shape (B, Y, X, O)."""
+        tile = self.tiles.convolve
+        N = _fitting(tile.N, self.O)
+        result_BYXO = self._new(images_BHWC, (self.B, self.Y, self.X, self.O))
+        tiles = -(-self.B // tile.M) * self.Y * self.X * (self.O // N)
+        self._launch_shared(
+            self.kernels.convolve_tiles,
+            (_source(images_BHWC, tile.M, tile.K, tile), _source(weight_OkkC, N, tile.K, tile)),
+            result_BYXO,
+            tile._replace(N=N),
+            tiles,
+            self.side**2 * (self.C // tile.K),
+            {"MASKED": self.B % tile.M > 0},
+        )
+        return result_BYXO
+
+    def weight_slopes(self, images_BHWC: Tensor, slopes_BYXO: Tensor) -> Tensor:
+        """Gradient of the weight, float32, shape (O, k, k, C)."""
+        tile = self.tiles.weight
+        M, N = _fitting(tile.M, self.O), _fitting(tile.N, self.C)
+        result_OkkC = self._new(images_BHWC, self.shape_OkkC)
+        blocks = -(-self.B // tile.K)
+        self._launch_shared(
+            self.kernels.weight_slopes,
+            (_source(images_BHWC, tile.K, N, tile), _source(slopes_BYXO, tile.K, M, tile)),
+            result_OkkC,
+            tile._replace(M=M, N=N),
+            (self.O // M) * self.side**2 * (self.C // N),
+            blocks * self.Y * self.X,
+            {"MASKED": self.B % tile.K > 0, "BLOCKS": blocks},
+        )
+        return result_OkkC
+
+    def image_slopes(self, slopes_BYXO: Tensor, weight_OkkC: Tensor) -> Tensor:
+        """Gradient of the images, of the type of the slopes, shape (B, H, W, C)."""
+        tile = self.tiles.images
+        N = _fitting(tile.N, self.C)
+        result_BHWC = slopes_BYXO.new_empty(self.shape_BHWC)
+        order_P = _busiest_first(
+            self.H, self.W, self.Y, self.X, self.side, self.stride, slopes_BYXO.device
+        )
+        grid = (self.H * self.W * -(-self.B // tile.M) * (self.C // N),)
+        self.kernels.image_slopes[grid](
+            _source(slopes_BYXO, tile.M, tile.K, tile),
+            _source(weight_OkkC, tile.K, N, tile),
+            order_P,
+            result_BHWC,
+            self.B,
+            MASKED=self.B % tile.M > 0,
+            **self._sizes(tile._replace(N=N)),
+        )
+        return result_BHWC
+
+    def _launch_shared(
+        self,
+        kernel: Any,
+        sources: tuple[Any, Any],
+        result: Tensor,
+        tile: Tile,
+        tiles: int,
+        steps: int,
+        constants: dict[str, Any],
+    ) -> None:
+        """Whole tiles in rounds of all programs; of those left, shares of their steps."""
+        programs = self.processors * tile.per_processor
+        whole, left = divmod(tiles, programs)
+        share = max(-(-left * steps // programs), 1)
+        parts_SMN = self._new(result, (max(programs + left - 1, 1), tile.M, tile.N))
+        kernel[(programs,)](
+            *sources,
+            result,
+            parts_SMN,
+            self.B,
+            whole,
+            share,
+            left * steps,
+            **constants,
+            **self._sizes(tile),
+        )
+        if left:
+            self.kernels.add_parts[(left, tile.M // _ROWS)](
+                parts_SMN,
+                result,
+                len(result),
+                whole * programs,
+                share,
+                WIDTH=result[0].numel(),
+                STEPS=steps,
+                M=tile.M,
+                N=tile.N,
+                ROWS=_ROWS,
+                MASKED=len(result) % tile.M > 0,
+            )
+
+    def _sizes(self, tile: Tile) -> dict[str, Any]:
+        return {
+            "W": self.W,
+            "C": self.C,
+            "Y": self.Y,
+            "X": self.X,
+            "O": self.O,
+            "HWC": self.H * self.W * self.C,
+            "SIDE": self.side,
+            "STRIDE": self.stride,
+            "M": tile.M,
+            "N": tile.N,
+            "K": tile.K,
+            "TMA": tile.described,
+            "num_warps": tile.warps,
+            "num_stages": tile.stages,
+        }
+
+    @staticmethod
+    def _new(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return like.new_empty(shape, dtype=torch.float32)
+
+
+def _fitting(most: int, channels: int) -> int:
+    """The largest power of two up to `most` that divides the channels."""
+    return min(most, channels & -channels)
+
+
+def _source(tensor: Tensor, rows: int, columns: int, tile: Tile) -> Any:
+    """A tensor as a kernel reads it, as a matrix of a row for each of its first index."""
+    if not tile.described:
+        return tensor
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(tensor.flatten(1), [rows, columns])
+
+
+@cache
+def _busiest_first(
+    H: int, W: int, Y: int, X: int, side: int, stride: int, device: torch.device
+) -> Tensor:
+    """Pixels of an image, those that most places of the result see first; shape (H·W,), int32."""
+    counts = []
+    for size, places in ((H, Y), (W, X)):
+        seen = torch.zeros(size, dtype=torch.int32)
+        for place in range(places):
+            seen[place * stride : place * stride + side] += 1
+        counts.append(seen)
+    busy_P = (counts[0][:, None] * counts[1]).flatten()
+    return busy_P.argsort(descending=True, stable=True).int().to(device)

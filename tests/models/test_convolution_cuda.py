@@ -1,0 +1,70 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from capsrepro.models.convolution_cuda import linear_convolution
+from capsrepro.models.convolution_launches import supported
+
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.slow
+def test_interpreted_kernels_are_the_plain_convolution_gradients_included() -> None:
+    """Triton reads the variable when it is imported, hence a process of its own."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    program = Path(__file__).with_name("interpreted_convolution.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(program)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    assert len(found) == 8
+    for name, differences in found.items():
+        assert len(differences) == 3
+        assert max(differences) < 1e-6, name
+
+
+def factors_of(B: int, C: int, O: int, H: int, side: int) -> tuple[Tensor, Tensor]:
+    """Rounded to bfloat16, so that all ways multiply the same numbers."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(B, C, H, H, generator=generator).bfloat16().float()
+    weight = torch.randn(O, C, side, side, generator=generator) / (C * side**2) ** 0.5
+    return images.requires_grad_(), weight.bfloat16().float().requires_grad_()
+
+
+def outcome(function, images: Tensor, weight: Tensor) -> list[Tensor]:
+    """The convolution and both gradients."""
+    result = function(images, weight)
+    slopes = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    return [result, *torch.autograd.grad(result, (images, weight), slopes.to(result))]
+
+
+def test_where_there_is_no_gpu_the_library_convolves_the_rounded_factors() -> None:
+    images, weight = factors_of(64, 128, 128, 4, 3)
+    assert not supported(images, weight, 1)
+    result = linear_convolution(images, weight, 1, 0)
+    assert result.dtype == torch.float32
+    assert torch.equal(result, F.conv2d(images.bfloat16(), weight.bfloat16()).float())
+
+
+@pytest.mark.gpu
+@ON_CUDA
+@pytest.mark.parametrize("images", [128, 96])
+def test_kernels_are_exact_up_to_the_order_of_sums_and_always_the_same(images: int) -> None:
+    factors = [x.detach().cuda().requires_grad_() for x in factors_of(images, 256, 256, 14, 5)]
+    if not supported(*factors, 2):
+        pytest.skip("needs compute capability 9 and Triton")
+    twice = [outcome(lambda x, w: linear_convolution(x, w, 2, 0), *factors) for _ in range(2)]
+    assert all(map(torch.equal, *twice))
+    plain = outcome(lambda x, w: F.conv2d(x.double(), w.double(), None, 2), *factors)
+    # The gradient of the images is rounded to bfloat16 once.
+    for got, want, tolerance in zip(twice[0], plain, (1e-5, 4e-3, 1e-5), strict=True):
+        assert (got - want).norm() < tolerance * want.norm()
