@@ -45,13 +45,16 @@ def squashed_maps(maps_BOHW: Tensor, bias_O: Tensor, types: int, dim: int, scale
         end. On a GPU they have one derivative, not a second.
     """
     if not _supported(maps_BOHW, bias_O, dim):
-        return _plain(maps_BOHW, bias_O, types, dim, scale)
+        return plainly_squashed_maps(maps_BOHW, bias_O, types, dim, scale)
     with torch.cuda.device(maps_BOHW.device):
         capsules: Tensor = SquashedMaps.apply(maps_BOHW, bias_O, types, scale, PLACES_BLOCK)
     return capsules
 
 
-def _plain(maps_BOHW: Tensor, bias_O: Tensor, types: int, dim: int, scale: float) -> Tensor:
+def plainly_squashed_maps(
+    maps_BOHW: Tensor, bias_O: Tensor, types: int, dim: int, scale: float
+) -> Tensor:
+    """`squashed_maps` written out, for all devices."""
     maps_BOHW = maps_BOHW.to(bias_O.dtype)
     if scale != 1:
         maps_BOHW = maps_BOHW * scale
