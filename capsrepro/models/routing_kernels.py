@@ -52,22 +52,10 @@ def _as_factor(a_NX, BB: tl.constexpr, X: tl.constexpr):
 
 @triton.jit
 def route_tiles(
-    children_BEI,
-    transforms_JEID,
-    pull_BJD,
-    couplings_JBI,
-    slopes_JBI,
-    partial_CBJD,
-    B,
-    I,
-    J: tl.constexpr,
-    E: tl.constexpr,
-    D: tl.constexpr,
-    BB: tl.constexpr,
-    BI: tl.constexpr,
-    MODE: tl.constexpr,
-    NONE: tl.constexpr,
-):
+    children_BEI, transforms_JEID, pull_BJD, couplings_JBI, slopes_JBI, partial_CBJD, B, I,
+    J: tl.constexpr, E: tl.constexpr, D: tl.constexpr, BB: tl.constexpr, BI: tl.constexpr,
+    MODE: tl.constexpr, NONE: tl.constexpr,
+):  # fmt: skip
     """One iteration over a tile of children: weights, and the sums of votes that they weigh.
 
     UNIFORM: every weight is an equal share. FORWARD: weights are the softmax over parents of
