@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """What a program of a kernel takes on.
+    """What a program of a kernel takes on: at least as many pairs (image, child) as threads.
+
+    With fewer, several threads would read a logit that the first of them replaces by a coupling.
 
     Attributes:
         images: Images of a tile.
