@@ -24,7 +24,8 @@ from capsrepro.models.losses import (
     present,
     reconstruction_sse,
 )
-from capsrepro.models.routing import Gradient, length, squash
+from capsrepro.models.primary_cuda import squashed_maps
+from capsrepro.models.routing import Gradient, length
 from capsrepro.models.routing_cuda import fused_dynamic_routing
 
 
@@ -55,13 +56,8 @@ class PrimaryCapsules(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Squashed capsules u_BEI; the I = types · rows · columns children run along the end."""
-        maps = self.convolution(features_BCHW)
-        if self.scale != 1:
-            maps = maps * self.scale
-        maps = maps + self.bias.view(-1, 1, 1)
-        B, _, H, W = maps.shape
-        grouped = maps.reshape(B, self.types, self.dim, H * W).transpose(1, 2)
-        return squash(grouped.reshape(B, self.dim, self.types * H * W), dim=1)
+        maps_BOHW = self.convolution.narrow(features_BCHW)
+        return squashed_maps(maps_BOHW, self.bias, self.types, self.dim, self.scale)
 
 
 class CapsNet(nn.Module):

@@ -64,6 +64,11 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images of shape (B, C, H, W); the result is float32."""
+        result = self.narrow(images)
+        return result.float() if result.dtype == torch.bfloat16 else result
+
+    def narrow(self, images: Tensor) -> Tensor:
+        """The convolution as it was computed: bfloat16 on a GPU if reduced and without a bias."""
         return self._convolve(images, False)
 
     def rectified(self, images: Tensor) -> Tensor:
@@ -94,9 +99,9 @@ class Conv2d(nn.Conv2d):
             # The same rounded factors, multiplied in float32: no faster, and a little more exact,
             # since hardware rounds the sums and both gradients to bfloat16 as well.
             factors = factors[0].float(), factors[1].float()
-        result = F.conv2d(*factors, None, stride, within).float()
+        result = F.conv2d(*factors, None, stride, within)
         if self.bias is not None:
-            result = result + self.bias.view(-1, 1, 1)
+            result = result.float() + self.bias.view(-1, 1, 1)
         return result.relu() if rectified else result
 
     @property

@@ -12,34 +12,38 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """What a program of a kernel takes on.
+    """What a program of a kernel takes on: at least as many pairs (image, child) as threads.
+
+    With fewer, several threads would read a logit that the first of them replaces by a coupling.
 
     Attributes:
         images: Images of a tile.
         numbers: Numbers of a tile's children: E · children of a tile.
         warps: Of 32 threads.
         stages: Of the pipeline of loads.
+        registers: Most of a thread, so that more programs are under way at once; 0: the compiler's
+            choice.
     """
 
     images: int
     numbers: int
     warps: int
     stages: int = 1
+    registers: int = 0
 
 
 class Blocks(NamedTuple):
-    """Of each kernel, and the precision of products as in `triton.language.dot`."""
+    """Of each kernel."""
 
-    route: Block = Block(32, 64, 2)
+    route: Block = Block(64, 64, 4, 2)
     children: Block = Block(32, 64, 4)
     transforms: Block = Block(32, 64, 4)
-    precision: str = "tf32x3"
 
 
 BLOCKS = Blocks()
 
 # What the kernels of the squash take on: rows (b, j) of a program, and chunks added at a time.
-_ROWS, _CHUNKS = 8, 16
+_ROWS, _CHUNKS = 2, 128
 
 
 class Terms(NamedTuple):
@@ -85,9 +89,9 @@ class Launcher:
             "BB": block.images,
             "BI": block.numbers // self.E,
             "NONE": self.none,
-            "PRECISION": self.blocks.precision,
             "num_warps": block.warps,
             "num_stages": block.stages,
+            **({"maxnreg": block.registers} if block.registers else {}),
         }
 
     def forward(self, pull_BJD: Tensor | None, couplings_JBI: Tensor | None) -> Tensor:
@@ -204,7 +208,7 @@ class Launcher:
             written,
             self.B,
             self.I,
-            len(terms.couplings),
+            TERMS=len(terms.couplings),
             FIRST=len(terms.sums_slopes) > len(terms.couplings),
             FULL=terms.logits_slopes is not None,
             **self._sizes(block),

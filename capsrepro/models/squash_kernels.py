@@ -29,6 +29,26 @@ def _sum_chunks(partial_CK, chunks, K, k_K, real_K, CHUNKS: tl.constexpr, KEYS: 
 
 
 @triton.jit
+def squashed(s_RD):
+    """Squash of each row (DR17 Eq. 1)."""
+    squared_R = tl.sum(s_RD * s_RD, 1)
+    factor_R = squared_R / ((1.0 + squared_R) * tl.sqrt(squared_R + _EPSILON))
+    return s_RD * factor_R[:, None]
+
+
+@triton.jit
+def unsquashed(s_RD, g_RD):
+    """Gradient of the rows s from that of their squash, g."""
+    squared_R = tl.sum(s_RD * s_RD, 1)
+    along_R = tl.sum(s_RD * g_RD, 1)
+    root_R = tl.sqrt(squared_R + _EPSILON)
+    below_R = 1.0 + squared_R
+    factor_R = squared_R / (below_R * root_R)
+    steepness_R = 2.0 / (below_R * below_R * root_R) - factor_R / (squared_R + _EPSILON)
+    return g_RD * factor_R[:, None] + s_RD * (along_R * steepness_R)[:, None]
+
+
+@triton.jit
 def squash_sums(
     partial_CBJD,
     bias_JD,
@@ -54,10 +74,7 @@ def squash_sums(
     if BIAS:
         s_K += tl.load(bias_JD + k_K % (J * D))
     tl.store(sums_BJD + k_K, s_K, mask=real_K)
-    s_RD = tl.reshape(s_K, [ROWS, D])
-    squared_R = tl.sum(s_RD * s_RD, 1)
-    factor_R = squared_R / ((1.0 + squared_R) * tl.sqrt(squared_R + _EPSILON))
-    v_K = tl.reshape(s_RD * factor_R[:, None], [ROWS * D])
+    v_K = tl.reshape(squashed(tl.reshape(s_K, [ROWS, D])), [ROWS * D])
     if PULLED:
         v_K += tl.load(pull_BJD + k_K, mask=real_K, other=0.0)
     tl.store(written_BJD + k_K, v_K, mask=real_K)
@@ -90,11 +107,5 @@ def unsquash_sums(
     tl.store(total_BJD + k_K, g_K, mask=real_K)
     g_RD = tl.reshape(g_K, [ROWS, D])
     s_RD = tl.reshape(tl.load(sums_BJD + k_K, mask=real_K, other=0.0), [ROWS, D])
-    squared_R = tl.sum(s_RD * s_RD, 1)
-    along_R = tl.sum(s_RD * g_RD, 1)
-    root_R = tl.sqrt(squared_R + _EPSILON)
-    below_R = 1.0 + squared_R
-    factor_R = squared_R / (below_R * root_R)
-    steepness_R = 2.0 / (below_R * below_R * root_R) - factor_R / (squared_R + _EPSILON)
-    slope_RD = g_RD * factor_R[:, None] + s_RD * (along_R * steepness_R)[:, None]
+    slope_RD = unsquashed(s_RD, g_RD)
     tl.store(slopes_BJD + k_K, tl.reshape(slope_RD, [ROWS * D]), mask=real_K)
