@@ -19,24 +19,6 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(
-    source, row, column, rows, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """ROWS x COLUMNS numbers of a matrix; those beyond its rows are zeros."""
-    if TMA:
-        tile_RC = source.load([row, column])
-    else:
-        r_R = row + tl.arange(0, ROWS)
-        at_RC = (r_R * WIDTH)[:, None] + (column + tl.arange(0, COLUMNS))[None, :]
-        if MASKED:
-            tile_RC = tl.load(source + at_RC, mask=(r_R < rows)[:, None], other=0.0)
-        else:
-            tile_RC = tl.load(source + at_RC)
-    return tile_RC
-
-
-@triton.jit
 def _store(
     target, tile_MN, row, column, rows, WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     MASKED: tl.constexpr,
@@ -78,7 +60,7 @@ def convolve_tiles(
     images_BHWC, weight_OkkC, result_BYXO, parts_SMN, B, whole, share, steps_left,
     W: tl.constexpr, C: tl.constexpr, Y: tl.constexpr, X: tl.constexpr, O: tl.constexpr,
     HWC: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """The convolution: a tile is of M images and N channels at one place."""
     program = tl.program_id(0)
@@ -95,8 +77,8 @@ def convolve_tiles(
             under = step // (C // K)
             c = (step % (C // K)) * K
             pixel = corner + (under // SIDE) * W + under % SIDE
-            x_MK = _tile(images_BHWC, b, pixel * C + c, B, HWC, M, K, MASKED, TMA)
-            w_NK = _tile(weight_OkkC, o, step * K, O, SIDE * SIDE * C, N, K, False, TMA)
+            x_MK = images_BHWC.load([b, pixel * C + c])
+            w_NK = weight_OkkC.load([o, step * K])
             sums_MN = tl.dot(x_MK, tl.trans(w_NK), sums_MN, input_precision="ieee")
         if item < whole:
             _store(result_BYXO, sums_MN, b, place * O + o, B, Y * X * O, M, N, MASKED)
@@ -109,7 +91,7 @@ def weight_slopes(
     images_BHWC, slopes_BYXO, result_OkkC, parts_SMN, B, whole, share, steps_left,
     W: tl.constexpr, C: tl.constexpr, Y: tl.constexpr, X: tl.constexpr, O: tl.constexpr,
     HWC: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr, BLOCKS: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the weight: a tile is of M outputs and N inputs at one place of the kernel.
 
@@ -129,8 +111,8 @@ def weight_slopes(
             b = (step // (Y * X)) * K
             place = step % (Y * X)
             pixel = corner + ((place // X) * W + place % X) * STRIDE
-            g_KM = _tile(slopes_BYXO, b, place * O + o, B, Y * X * O, K, M, MASKED, TMA)
-            x_KN = _tile(images_BHWC, b, pixel * C + c, B, HWC, K, N, MASKED, TMA)
+            g_KM = slopes_BYXO.load([b, place * O + o])
+            x_KN = images_BHWC.load([b, pixel * C + c])
             sums_MN = tl.dot(tl.trans(g_KM), x_KN, sums_MN, input_precision="ieee")
         if item < whole:
             _store(result_OkkC, sums_MN, o, under * C + c, O, SIDE * SIDE * C, M, N, False)
@@ -143,7 +125,7 @@ def image_slopes(
     slopes_BYXO, weight_OkkC, order_P, result_BHWC, B,
     W: tl.constexpr, C: tl.constexpr, Y: tl.constexpr, X: tl.constexpr, O: tl.constexpr,
     HWC: tl.constexpr, SIDE: tl.constexpr, STRIDE: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the images: a tile is of M images and N channels at one pixel.
 
@@ -167,8 +149,8 @@ def image_slopes(
         y_seen = y + seen // columns
         x_seen = x + seen % columns
         under = (row - y_seen * STRIDE) * SIDE + column - x_seen * STRIDE
-        g_MK = _tile(slopes_BYXO, b, (y_seen * X + x_seen) * O + o, B, Y * X * O, M, K, MASKED, TMA)
-        w_KN = _tile(weight_OkkC, o, under * C + c, O, SIDE * SIDE * C, K, N, False, TMA)
+        g_MK = slopes_BYXO.load([b, (y_seen * X + x_seen) * O + o])
+        w_KN = weight_OkkC.load([o, under * C + c])
         sums_MN = tl.dot(g_MK, w_KN, sums_MN, input_precision="ieee")
     _store(result_BHWC, sums_MN, b, pixel * C + c, B, HWC, M, N, MASKED)
 
@@ -184,8 +166,8 @@ def add_parts(
     row = tl.program_id(1) * ROWS
     sums_RN = tl.zeros([ROWS, N], tl.float32)
     for program in range(left * STEPS // share, ((left + 1) * STEPS - 1) // share + 1):
-        at = (program + left) * M + row
-        sums_RN += _tile(parts_SMN, at, 0, rows, N, ROWS, N, False, False)
+        r_R = (program + left) * M + row + tl.arange(0, ROWS)
+        sums_RN += tl.load(parts_SMN + (r_R * N)[:, None] + tl.arange(0, N)[None, :])
     tile = first_tile + left
     row += tile // (WIDTH // N) * M
     _store(result, sums_RN, row, tile % (WIDTH // N) * N, rows, WIDTH, ROWS, N, MASKED)

@@ -23,8 +23,6 @@ class Tile(NamedTuple):
         K: Numbers added over.
         warps: Of 32 threads.
         stages: Of the pipeline of loads.
-        described: Whether loads are by descriptors of the tensors.
-        per_processor: Programs that share one of a GPU's processors.
     """
 
     M: int
@@ -32,8 +30,6 @@ class Tile(NamedTuple):
     K: int
     warps: int
     stages: int
-    described: bool = False
-    per_processor: int = 1
 
 
 class Tiles(NamedTuple):
@@ -41,7 +37,7 @@ class Tiles(NamedTuple):
 
     convolve: Tile = Tile(128, 256, 64, 8, 4)
     images: Tile = Tile(128, 256, 64, 8, 4)
-    weight: Tile = Tile(128, 256, 64, 8, 4)
+    weight: Tile = Tile(256, 128, 64, 8, 4)
 
 
 TILES = Tiles()
@@ -110,7 +106,7 @@ class Launcher:
         tiles = -(-self.B // tile.M) * self.Y * self.X * (self.O // N)
         self._launch_shared(
             self.kernels.convolve_tiles,
-            (_source(images_BHWC, tile.M, tile.K, tile), _source(weight_OkkC, N, tile.K, tile)),
+            (_source(images_BHWC, tile.M, tile.K), _source(weight_OkkC, N, tile.K)),
             result_BYXO,
             tile._replace(N=N),
             tiles,
@@ -127,12 +123,12 @@ class Launcher:
         blocks = -(-self.B // tile.K)
         self._launch_shared(
             self.kernels.weight_slopes,
-            (_source(images_BHWC, tile.K, N, tile), _source(slopes_BYXO, tile.K, M, tile)),
+            (_source(images_BHWC, tile.K, N), _source(slopes_BYXO, tile.K, M)),
             result_OkkC,
             tile._replace(M=M, N=N),
             (self.O // M) * self.side**2 * (self.C // N),
             blocks * self.Y * self.X,
-            {"MASKED": self.B % tile.K > 0, "BLOCKS": blocks},
+            {"BLOCKS": blocks},
         )
         return result_OkkC
 
@@ -146,8 +142,8 @@ class Launcher:
         )
         grid = (self.H * self.W * -(-self.B // tile.M) * (self.C // N),)
         self.kernels.image_slopes[grid](
-            _source(slopes_BYXO, tile.M, tile.K, tile),
-            _source(weight_OkkC, tile.K, N, tile),
+            _source(slopes_BYXO, tile.M, tile.K),
+            _source(weight_OkkC, tile.K, N),
             order_P,
             result_BHWC,
             self.B,
@@ -166,8 +162,12 @@ class Launcher:
         steps: int,
         constants: dict[str, Any],
     ) -> None:
-        """Whole tiles in rounds of all programs; of those left, shares of their steps."""
-        programs = self.processors * tile.per_processor
+        """Whole tiles in rounds of all programs; of those left, shares of their steps.
+
+        Where there are fewer tiles than processors each is cut into equal parts, though that
+        leaves some processors idle: programs of unequal shares read from memory out of step.
+        """
+        programs = self.processors // tiles * tiles or self.processors
         whole, left = divmod(tiles, programs)
         share = max(-(-left * steps // programs), 1)
         parts_SMN = self._new(result, (max(programs + left - 1, 1), tile.M, tile.N))
@@ -210,7 +210,6 @@ class Launcher:
             "M": tile.M,
             "N": tile.N,
             "K": tile.K,
-            "TMA": tile.described,
             "num_warps": tile.warps,
             "num_stages": tile.stages,
         }
@@ -225,10 +224,11 @@ def _fitting(most: int, channels: int) -> int:
     return min(most, channels & -channels)
 
 
-def _source(tensor: Tensor, rows: int, columns: int, tile: Tile) -> Any:
-    """A tensor as a kernel reads it, as a matrix of a row for each of its first index."""
-    if not tile.described:
-        return tensor
+def _source(tensor: Tensor, rows: int, columns: int) -> Any:
+    """What reads blocks of a tensor, seen as a matrix of a row for each of its first index.
+
+    The hardware that copies blocks gives zeros for rows that are not there.
+    """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(tensor.flatten(1), [rows, columns])

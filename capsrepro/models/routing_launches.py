@@ -35,9 +35,9 @@ class Block(NamedTuple):
 class Blocks(NamedTuple):
     """Of each kernel."""
 
-    route: Block = Block(64, 64, 4, 2)
-    children: Block = Block(32, 64, 4)
-    transforms: Block = Block(32, 64, 4)
+    route: Block = Block(64, 64, 4, 3)
+    children: Block = Block(64, 64, 4, 2, 168)
+    transforms: Block = Block(64, 64, 4, 2, 168)
 
 
 BLOCKS = Blocks()

@@ -87,8 +87,8 @@ def find_products(spec: RunSpec, device: torch.device) -> Products:
 def make_floor_step(products: Products, precision: Precision, device: torch.device) -> Step:
     """The layers of a step alone: forward, and the gradients that the step needs of them.
 
-    At the real shapes and layouts of memory, without biases; on a GPU as one CUDA graph. The
-    library may take its fastest algorithm: it is not asked for the same bits every time.
+    At the real shapes and layouts of memory, without biases. The library may take its fastest
+    algorithm: it is not asked for the same bits every time.
     """
     loop.set_precision(products.model, precision)
     torch.use_deterministic_algorithms(False)
@@ -99,7 +99,7 @@ def make_floor_step(products: Products, precision: Precision, device: torch.devi
         for forward_and_backward in passes:
             forward_and_backward()
 
-    return _captured(step) if device.type == "cuda" else step
+    return step
 
 
 def _make_pass(call: LayerCall, device: torch.device) -> Step:
@@ -123,20 +123,6 @@ def _make_pass(call: LayerCall, device: torch.device) -> Step:
         torch.autograd.grad(product(), wanted, d_output)
 
     return forward_and_backward
-
-
-def _captured(step: Step) -> Step:
-    """The same kernels as one CUDA graph, so that launching them costs nothing."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 class MatrixPeak:
@@ -176,19 +162,21 @@ class MatrixPeak:
 def _products(
     precision: Precision, device: torch.device
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
-    """Square products: as matrices in three layouts, and as a 1×1 convolution.
+    """Square products: as matrices in three layouts, and on a CPU as a 1×1 convolution.
 
-    On a CPU convolutions and matrix products come from different libraries.
+    There convolutions and matrix products come from different libraries.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for size in (4096, 8192) if device.type == "cuda" else (1024, 2048):
         left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-        images = left.t().reshape(1, size, size // 32, 32)
-        images = images.to(memory_format=torch.channels_last)
-        kernel = right.view(size, size, 1, 1).to(memory_format=torch.channels_last)
         yield size, lambda left=left, right=right: left @ right  # type: ignore[misc]
         yield size, lambda left=left, right=right: left @ right.t()  # type: ignore[misc]
         yield size, lambda left=left, right=right: left.t() @ right  # type: ignore[misc]
+        if device.type == "cuda":
+            continue
+        images = left.t().reshape(1, size, size // 32, 32)
+        images = images.to(memory_format=torch.channels_last)
+        kernel = right.view(size, size, 1, 1).to(memory_format=torch.channels_last)
         yield size, lambda x=images, kernel=kernel: F.conv2d(x, kernel)  # type: ignore[misc]
 
 

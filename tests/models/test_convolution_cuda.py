@@ -26,7 +26,7 @@ def test_interpreted_kernels_are_the_plain_convolution_gradients_included() -> N
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, list[float]] = json.loads(done.stdout)
-    assert len(found) == 8
+    assert len(found) == 7
     for name, differences in found.items():
         assert len(differences) == 3
         assert max(differences) < 1e-6, name
