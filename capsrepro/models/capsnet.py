@@ -25,6 +25,7 @@ from capsrepro.models.losses import (
     reconstruction_sse,
 )
 from capsrepro.models.routing import Gradient, factored_dynamic_routing, length, squash
+from capsrepro.models.routing_in_blocks import routing_in_blocks
 
 
 class PrimaryCapsules(nn.Module):
@@ -156,7 +157,9 @@ class CapsNet(nn.Module):
 
     def class_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Class capsules v_BKD of images in [0, 1]."""
-        return factored_dynamic_routing(
+        on_processor = images_BCHW.device.type == "cpu"
+        route = routing_in_blocks if on_processor else factored_dynamic_routing
+        return route(
             self.primary_capsules(images_BCHW),
             self.transforms_KEID,
             self.routing_iterations,

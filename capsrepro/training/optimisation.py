@@ -42,4 +42,5 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         lr=recipe.learning_rate,
         betas=recipe.adam_betas,
         eps=recipe.adam_epsilon,
+        fused=True,  # one pass over the parameters and their moments instead of eight
     )
