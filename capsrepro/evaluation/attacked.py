@@ -68,7 +68,7 @@ def attacked_network(
 ) -> Network:
     """A model of this split as this attack sees it; the model is put into evaluation mode."""
     raw = attack.epsilon_unit == "raw-pixels"
-    return Network(model.eval(), loss, split.operations if raw else ())
+    return Network(model.eval().requires_grad_(False), loss, split.operations if raw else ())
 
 
 def clean_images(split: EvaluationSplit, attack: AttackSpec) -> Iterator[Clean]:

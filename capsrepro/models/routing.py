@@ -155,4 +155,5 @@ def factored_dynamic_routing(
 
 
 def squash_sums(sums_JBD: Tensor, bias_JD: Tensor | None) -> Tensor:
+    """Eq. 1 with the bias of the authors' code, parents first; same shape."""
     return squash(sums_JBD if bias_JD is None else sums_JBD + bias_JD.unsqueeze(1))

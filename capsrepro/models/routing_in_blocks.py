@@ -39,22 +39,22 @@ def routing_in_blocks(
 
     Differentiable once.
     """
-    J, E, _, D = transforms_JEID.shape
+    J, _, _, D = transforms_JEID.shape
     B = len(children_BEI)
     children_NBEI, matrices_NXJD = _blocks(children_BEI, transforms_JEID)
     N = len(children_NBEI)
     # Equal shares, 1/J or 1/(J+1): no coupling is needed.
-    flat_NBK = torch.bmm(children_NBEI.view(N, B, -1), matrices_NXJD.view(N, -1, J * D))
+    flat_NBK = torch.bmm(children_NBEI.view(N, B, -1), matrices_NXJD.reshape(N, -1, J * D))
     sums_JBD = (flat_NBK.sum(0) / (J + none_of_the_above)).view(B, J, D).transpose(0, 1)
     so_far_JBD: Tensor | None = None
-    for iteration in range(1, iterations):
+    for _ in range(1, iterations):
         if gradient == "detached":
             sums_JBD = sums_JBD.detach()
         parents_JBD = squash_sums(sums_JBD, bias_JD)
         so_far_JBD = parents_JBD if so_far_JBD is None else so_far_JBD + parents_JBD
         if gradient == "detached":
             so_far_JBD = so_far_JBD.detach()
-        sums_JBD = _RoutedSums.apply(  # type: ignore[no-untyped-call]
+        sums_JBD = _RoutedSums.apply(
             children_NBEI, matrices_NXJD, so_far_JBD, gradient == "full", none_of_the_above
         )
     return squash_sums(sums_JBD, bias_JD).transpose(0, 1)
@@ -114,6 +114,7 @@ class _RoutedSums(torch.autograd.Function):
         N, B, E, I = children_NBEI.shape
         J, _, D = so_far_JBD.shape
         S = 2 if ctx.full else 1
+        matrices_wanted = ctx.needs_input_grad[1]
         # Side by side: the gradient of s, which couplings weigh, and V, which the gradients of
         # logits weigh. Both meet the same matrices and children.
         sides = [gradient_JBD, so_far_JBD][:S]
@@ -138,9 +139,15 @@ class _RoutedSums(torch.autograd.Function):
             torch.sum(pulled_JSBEI.mul_(weights_JSBI.unsqueeze(3)), (0, 1), out=of_children[n])
             torch.mul(weights_JSBI.unsqueeze(3), children_BEI, out=product_JSBEI)
             product_JSBX = product_JSBEI.view(J, S * B, E * I)
-            torch.bmm(
-                product_JSBX.transpose(1, 2), sides_JSBD, out=of_matrices[n].transpose(0, 1)
-            )
+            if matrices_wanted:
+                gradient_JXD = of_matrices[n].transpose(0, 1)
+                torch.bmm(product_JSBX.transpose(1, 2), sides_JSBD, out=gradient_JXD)
             if ctx.full:
-                of_so_far.baddbmm_(product_JSBEI[:, 1].reshape(J, B, E * I), matrices_JXD)
-        return of_children, of_matrices, of_so_far if ctx.full else None, None, None
+                of_so_far.baddbmm_(product_JSBX[:, B:], matrices_JXD)
+        return (
+            of_children,
+            of_matrices if matrices_wanted else None,
+            of_so_far if ctx.full else None,
+            None,
+            None,
+        )
