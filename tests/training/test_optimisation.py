@@ -95,3 +95,20 @@ def test_without_decay_one_group_holds_every_parameter():
     (group,) = make_optimizer(model, PARAMS.protocols["digits"].recipe).param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
     assert group["weight_decay"] == 0
+
+
+def test_one_pass_is_adam_as_torch_writes_it_out() -> None:
+    recipe = PARAMS.protocols["digits"].recipe
+    ours, plain = (torch.nn.Linear(5, 3).double() for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(ours, recipe)
+    keys = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_epsilon}
+    written_out = torch.optim.Adam(plain.parameters(), foreach=False, fused=False, **keys)
+    inputs = torch.randn(7, 5, dtype=torch.float64)
+    for _ in range(5):
+        for model, stepper in ((ours, optimizer), (plain, written_out)):
+            stepper.zero_grad()
+            model(inputs).square().sum().backward()
+            stepper.step()
+    torch.testing.assert_close(ours.weight, plain.weight)
+    torch.testing.assert_close(ours.bias, plain.bias)
