@@ -99,7 +99,7 @@ def test_without_decay_one_group_holds_every_parameter():
 
 def test_one_pass_is_adam_as_torch_writes_it_out() -> None:
     recipe = PARAMS.protocols["digits"].recipe
-    ours, plain = (torch.nn.Linear(5, 3).double() for _ in range(2))
+    ours, plain = (nn.Linear(5, 3).double() for _ in range(2))
     plain.load_state_dict(ours.state_dict())
     optimizer = make_optimizer(ours, recipe)
     keys = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_epsilon}
