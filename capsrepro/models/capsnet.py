@@ -24,8 +24,8 @@ from capsrepro.models.losses import (
     present,
     reconstruction_sse,
 )
-from capsrepro.models.routing import Gradient, factored_dynamic_routing, length, squash
-from capsrepro.models.routing_in_blocks import routing_in_blocks
+from capsrepro.models.routing import Gradient, length, squash
+from capsrepro.models.routing_cuda import fused_dynamic_routing
 
 
 class PrimaryCapsules(nn.Module):
@@ -157,9 +157,7 @@ class CapsNet(nn.Module):
 
     def class_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Class capsules v_BKD of images in [0, 1]."""
-        on_processor = images_BCHW.device.type == "cpu"
-        route = routing_in_blocks if on_processor else factored_dynamic_routing
-        return route(
+        return fused_dynamic_routing(
             self.primary_capsules(images_BCHW),
             self.transforms_KEID,
             self.routing_iterations,

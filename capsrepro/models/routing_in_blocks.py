@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from capsrepro.models.routing import Gradient, shares, squash_sums
@@ -109,6 +110,7 @@ class _RoutedSums(torch.autograd.Function):
         return sums_JBD
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient_JBD: Tensor) -> tuple[Tensor | None, ...]:
         children_NBEI, matrices_NXJD, so_far_JBD, coupling_NJBI = ctx.saved_tensors
         N, B, E, I = children_NBEI.shape

@@ -16,6 +16,7 @@ from capsrepro.report.distortion_tables import distortion_tables
 from capsrepro.report.evaluation_tables import evaluation_tables
 from capsrepro.report.gathering import gather
 from capsrepro.report.judging import Judgement, judge
+from capsrepro.report.precisions import precision_table
 from capsrepro.report.readings_table import readings_table
 from capsrepro.report.rendering import SUFFIXES, Table, render
 from capsrepro.report.robustness_tables import robustness_tables
@@ -23,7 +24,7 @@ from capsrepro.report.summaries import Group
 from capsrepro.report.tables import result_tables
 from capsrepro.schema.params import Params
 
-ACROSS = ("verdicts", "claims", "readings")
+ACROSS = ("verdicts", "claims", "readings", "precision")
 """Tables of no single protocol."""
 
 
@@ -59,7 +60,7 @@ def all_tables(
     Returns:
         Per protocol one table for each of its versions, and where they were measured, under
         `<protocol>-evaluations` and `-robustness`, what else was; then `verdicts`,
-        `claims`, `readings`.
+        `claims`, `readings` and, once there are records of them, `precision`.
 
     Raises:
         UsageError: Neither params.yaml nor any record names one of the protocols.
@@ -76,6 +77,8 @@ def all_tables(
     tables["verdicts"] = [verdict_counts_table(judgements)]
     tables["claims"] = [claims_table(judgements, params)]
     tables["readings"] = [readings_table(published, groups, params)]
+    if (precision := precision_table(groups, params)) is not None:
+        tables["precision"] = [precision]
     return tables
 
 
@@ -93,23 +96,29 @@ def _tables_of(
     return {protocol: results} | {protocol + end: found for end, found in others.items() if found}
 
 
-def write_tables(
-    records: Iterable[Record],
-    claims: Iterable[Claim],
-    params: Params,
-    results: Path,
-    protocols: Sequence[str] = (),
-) -> list[Path]:
-    """Write `all_tables` in every format below results/tables; files that agree stay untouched.
+def of_protocols(
+    tables: Mapping[str, list[Table]], protocols: Sequence[str]
+) -> dict[str, list[Table]]:
+    """Those of `all_tables` that are of these protocols, and those of no single one."""
+    names = {*ACROSS, *(name + end for name in protocols for end in ("", *_MORE))}
+    return {name: found for name, found in tables.items() if name in names}
+
+
+def write_tables(tables: Mapping[str, Sequence[Table]], results: Path) -> list[Path]:
+    """Write tables in every format below results/tables; files that agree stay untouched.
+
+    Args:
+        tables: From `all_tables`.
+        results: The results folder.
 
     Returns:
         Every table's path, written now or not.
     """
     paths = []
-    for name, tables in all_tables(records, claims, params, protocols, results).items():
+    for name, found in tables.items():
         for form, suffix in SUFFIXES.items():
             path = results / "tables" / f"{name}{suffix}"
-            _write_if_new(path, render(tables, form))
+            _write_if_new(path, render(found, form))
             paths.append(path)
     return paths
 
@@ -129,7 +138,9 @@ def readme_blocks(
     results = [table for name in protocols if name in run for table in tables[name]]
     block = render(results, "md").rstrip()
     for end, (heading, _) in _MORE.items():
-        if others := [name + end for name in protocols if name + end in tables]:
+        others = [name + end for name in protocols if name + end in tables]
+        others += ["precision"] if end == "-evaluations" and "precision" in tables else []
+        if others:
             links = ", ".join(f"[{name}](results/tables/{name}.md)" for name in others)
             block += f"\n\n{heading}: {links}."
     if owed := [f"`{name}`" for name in protocols if name not in run]:
