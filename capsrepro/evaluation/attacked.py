@@ -66,9 +66,12 @@ class Network:
 def attacked_network(
     model: nn.Module, split: EvaluationSplit, attack: AttackSpec, loss: Loss
 ) -> Network:
-    """A model of this split as this attack sees it; the model is put into evaluation mode."""
+    """A model of this split as this attack sees it, in evaluation mode.
+
+    Its parameters are frozen, or their gradients would be computed at every step of an attack.
+    """
     raw = attack.epsilon_unit == "raw-pixels"
-    return Network(model.eval(), loss, split.operations if raw else ())
+    return Network(model.eval().requires_grad_(False), loss, split.operations if raw else ())
 
 
 def clean_images(split: EvaluationSplit, attack: AttackSpec) -> Iterator[Clean]:

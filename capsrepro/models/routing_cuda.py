@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from capsrepro.models.routing import Gradient, factored_dynamic_routing
+from capsrepro.models.routing_in_blocks import routing_in_blocks
 from capsrepro.models.routing_launches import BLOCKS, Blocks, Launcher, Terms
 
 
@@ -50,7 +51,7 @@ def fused_dynamic_routing(
     gradient: Gradient = "full",
     none_of_the_above: bool = False,
 ) -> Tensor:
-    """`factored_dynamic_routing` by kernels where `supported`, by itself elsewhere.
+    """`factored_dynamic_routing` by kernels where `supported`, in blocks on the processor.
 
     Args:
         children_BEI: Poses u_i of the layer below.
@@ -64,7 +65,9 @@ def fused_dynamic_routing(
         Parent capsules v_BJD, equal up to rounding. They have one derivative, not a second.
     """
     if not supported(children_BEI, transforms_JEID):
-        return factored_dynamic_routing(
+        on_processor = children_BEI.device.type == "cpu"
+        route = routing_in_blocks if on_processor else factored_dynamic_routing
+        return route(
             children_BEI,
             transforms_JEID,
             iterations,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from capsrepro.models.routing import factored_dynamic_routing
 from capsrepro.models.routing_cuda import fused_dynamic_routing, supported
+from capsrepro.models.routing_in_blocks import routing_in_blocks
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -65,14 +66,14 @@ def outcome(function, inputs: list[Tensor], iterations: int, **keys) -> list[Ten
     return [parents, *torch.autograd.grad(total, inputs)]
 
 
-def test_where_there_is_no_gpu_it_is_the_factored_routing() -> None:
+def test_on_the_processor_it_is_the_routing_in_blocks() -> None:
     inputs = inputs_of(3, 2, 4, 5, 16, "cpu")
     assert not supported(*inputs[:2])
     keys = {"gradient": "detached", "none_of_the_above": True}
-    fused, plain = (
-        outcome(f, inputs, 3, **keys) for f in (fused_dynamic_routing, factored_dynamic_routing)
+    fused, blocks = (
+        outcome(f, inputs, 3, **keys) for f in (fused_dynamic_routing, routing_in_blocks)
     )
-    assert all(map(torch.equal, fused, plain))
+    assert all(map(torch.equal, fused, blocks))
 
 
 @pytest.mark.gpu

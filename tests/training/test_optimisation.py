@@ -99,6 +99,23 @@ def test_without_decay_one_group_holds_every_parameter():
     assert group["weight_decay"] == 0
 
 
+def test_one_pass_is_adam_as_torch_writes_it_out() -> None:
+    recipe = PARAMS.protocols["digits"].recipe
+    ours, plain = (nn.Linear(5, 3).double() for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(ours, recipe)
+    keys = {"lr": recipe.learning_rate, "betas": recipe.adam_betas, "eps": recipe.adam_epsilon}
+    written_out = torch.optim.Adam(plain.parameters(), foreach=False, fused=False, **keys)
+    inputs = torch.randn(7, 5, dtype=torch.float64)
+    for _ in range(5):
+        for model, stepper in ((ours, optimizer), (plain, written_out)):
+            stepper.zero_grad()
+            model(inputs).square().sum().backward()
+            stepper.step()
+    torch.testing.assert_close(ours.weight, plain.weight)
+    torch.testing.assert_close(ours.bias, plain.bias)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_it_is_torchs_adam_bit_for_bit(decay):
     """Also across a checkpoint."""
@@ -115,6 +132,7 @@ def test_it_is_torchs_adam_bit_for_bit(decay):
         "lr": recipe.learning_rate,
         "betas": recipe.adam_betas,
         "eps": recipe.adam_epsilon,
+        "fused": True,
     }
     ours, theirs = make_optimizer(model, recipe), torch.optim.Adam(groups, **settings)
     for step in range(6):
