@@ -38,9 +38,12 @@ def rectified_convolution(
     Returns:
         bfloat16, shape (B, O, Y, X), channels last in memory.
     """
-    few = weight_OCkk[0].numel() <= _MOST_PATCH_NUMBERS and not images_BCHW.requires_grad
-    function = _OverPatches if few and padding == 0 else _ByLibrary
-    rectified: Tensor = function.apply(images_BCHW, weight_OCkk, bias_O, stride, padding)
+    rectified: Tensor
+    if weight_OCkk[0].numel() <= _MOST_PATCH_NUMBERS and not images_BCHW.requires_grad:
+        images_BCHW = F.pad(images_BCHW, [padding] * 4)
+        rectified = _OverPatches.apply(images_BCHW, weight_OCkk, bias_O, stride)
+    else:
+        rectified = _ByLibrary.apply(images_BCHW, weight_OCkk, bias_O, stride, padding)
     return rectified
 
 
@@ -138,9 +141,7 @@ class _OverPatches(torch.autograd.Function):
     """One matrix product over patches; the bias is the weight of a one beside each patch."""
 
     @staticmethod
-    def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
-    ) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
         O, side = weight.shape[0], weight.shape[2]
         views_BCYXkk = images.unfold(2, side, stride).unfold(3, side, stride)
         B, _, Y, X = views_BCYXkk.shape[:4]
@@ -166,7 +167,7 @@ class _OverPatches(torch.autograd.Function):
         d_weights_KO = torch.mm(patches_MK.T, slopes_MO, out_dtype=torch.float32)
         numbers = ctx.shape[1:].numel()
         d_weight = d_weights_KO[:numbers].T.reshape(ctx.shape)
-        return None, d_weight, d_weights_KO[numbers], None, None
+        return None, d_weight, d_weights_KO[numbers], None
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -51,6 +51,19 @@ def _as_factor(a_NX, BB: tl.constexpr, X: tl.constexpr):
 
 
 @triton.jit
+def _weigh(weights_JBI, couplings_JBI, at_NI, real_NI, top_NI, total_NI, MODE: tl.constexpr):
+    """Turn what was pulled back into weights, in place."""
+    weight_NI = tl.load(weights_JBI + at_NI, mask=real_NI, other=0.0)
+    if MODE == FORWARD:
+        weight_NI = tl.exp(weight_NI - top_NI) / total_NI
+    else:
+        c_NI = tl.load(couplings_JBI + at_NI, mask=real_NI, other=0.0)
+        weight_NI = c_NI * (weight_NI - total_NI)
+    tl.store(weights_JBI + at_NI, weight_NI, mask=real_NI)
+    return weight_NI
+
+
+@triton.jit
 def route_tiles(
     children_BEI, transforms_JEID, pull_BJD, couplings_JBI, slopes_JBI, partial_CBJD, B, I,
     J: tl.constexpr, E: tl.constexpr, D: tl.constexpr, BB: tl.constexpr, BI: tl.constexpr,
@@ -92,13 +105,9 @@ def route_tiles(
     for j in range(J):
         a_NX = u_NX
         if MODE != UNIFORM:
-            weight_NI = tl.load(weights_JBI + j * B * I + at_NI, mask=real_NI, other=0.0)
-            if MODE == FORWARD:
-                weight_NI = tl.exp(weight_NI - top_NI) / total_NI
-            else:
-                c_NI = tl.load(couplings_JBI + j * B * I + at_NI, mask=real_NI, other=0.0)
-                weight_NI = c_NI * (weight_NI - total_NI)
-            tl.store(weights_JBI + j * B * I + at_NI, weight_NI, mask=real_NI)
+            weight_NI = _weigh(
+                weights_JBI, couplings_JBI, j * B * I + at_NI, real_NI, top_NI, total_NI, MODE
+            )
             a_NEI = tl.reshape(u_NX, [BB, E, BI]) * weight_NI[:, None, :]
             a_NX = tl.reshape(a_NEI, [BB, E * BI])
         a_NX = _as_factor(a_NX, BB, E * BI)

@@ -93,11 +93,7 @@ def train(
         return True
     take_step = make_step(state, stream)
     while state.step < recipe.steps:
-        set_learning_rate(state.optimizer, learning_rate(recipe, state.step))
-        margin = spread_margin(recipe, state.step)
-        # Baselines share the recipe, but have other losses.
-        if margin is not None and isinstance(here := getattr(state.model, "margin", None), Tensor):
-            here.fill_(margin)
+        _follow_schedules(state, recipe)
         loss = take_step()
         state.step += 1
         state.images += stream.batch_size
@@ -123,6 +119,15 @@ def train(
         if not watcher.on_step(state) and not last:
             return False
     return True
+
+
+def _follow_schedules(state: TrainingState, recipe: Recipe) -> None:
+    """Set what changes with the step alone: learning rate and margin."""
+    set_learning_rate(state.optimizer, learning_rate(recipe, state.step))
+    margin = spread_margin(recipe, state.step)
+    # Baselines share the recipe, but have other losses.
+    if margin is not None and isinstance(here := getattr(state.model, "margin", None), Tensor):
+        here.fill_(margin)
 
 
 def _close_epoch(state: TrainingState, recipe: Recipe, epoch: float) -> dict[str, float]:
