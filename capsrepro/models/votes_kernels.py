@@ -119,16 +119,29 @@ def _here(Q: tl.constexpr):
 
 
 @triton.jit
+def _weight(logs_PNJQ, over_PNQ, active_PNQ, child, j, q, J, FIRST: tl.constexpr, Q: tl.constexpr):
+    """R_ij and the weight R_ij a_i; in the first iteration the weight alone is given for R a."""
+    active = tl.load(active_PNQ + child * Q + q)
+    if FIRST:
+        share = active * 0.0 + 1.0
+    else:
+        log = tl.load(logs_PNJQ + (child * J + j) * Q + q)
+        share = tl.exp(log - tl.load(over_PNQ + child * Q + q))
+    return share, share * active
+
+
+@triton.jit
 def fit(
-    weights_PNJQ, poses_PNFQ, transforms_NJF, offsets_NF, mass_SPJQ, mean_SPJFQ, square_SPJFQ,
-    P, J, N, STEP, HAS: tl.constexpr, Q: tl.constexpr,
+    logs_PNJQ, over_PNQ, active_PNQ, poses_PNFQ, transforms_NJF, offsets_NF,
+    mass_SPJQ, mean_SPJFQ, square_SPJFQ,
+    P, J, N, STEP, FIRST: tl.constexpr, HAS: tl.constexpr, Q: tl.constexpr,
 ):
     """Mass, mean and Σ w (V − mean)² over a range of children, by Welford's running update."""
     p, j, s, q = _here(Q)
-    mass = tl.zeros([Q], weights_PNJQ.dtype.element_ty)
+    mass = tl.zeros([Q], active_PNQ.dtype.element_ty)
     mean, square = _fill(mass), _fill(mass)
     for n in range(s * STEP, tl.minimum(N, (s + 1) * STEP)):
-        weight = tl.load(weights_PNJQ + ((p * N + n) * J + j) * Q + q)
+        _, weight = _weight(logs_PNJQ, over_PNQ, active_PNQ, p * N + n, j, q, J, FIRST, Q)
         d = _off(
             poses_PNFQ, transforms_NJF, offsets_NF, n, j, p, q, J, N, _minus(mean), HAS, Q
         )
@@ -173,68 +186,100 @@ def merge(
 
 
 @triton.jit
-def measure(
-    centres_PJFQ, precisions_PJFQ, poses_PNFQ, transforms_NJF, offsets_NF, distances_PNJQ,
+def offer(
+    centres_PJFQ, precisions_PJFQ, constants_PJQ, poses_PNFQ, transforms_NJF, offsets_NF, logs_PNJQ,
     P, J, N, STEP, HAS: tl.constexpr, Q: tl.constexpr,
 ):
-    """Σ precision · (V − centre)² for a range of children."""
+    """constant − ½ Σ precision · (V − centre)² for a range of children."""
     p, j, s, q = _here(Q)
     place = (p * J + j) * 16 * Q + q
     minus = _minus(_load(centres_PJFQ + place, Q))
-    precisions = _load(precisions_PJFQ + place, Q)
+    precisions = [x * -0.5 for x in _load(precisions_PJFQ + place, Q)]
+    constant = tl.load(constants_PJQ + (p * J + j) * Q + q)
     for n in range(s * STEP, tl.minimum(N, (s + 1) * STEP)):
         d = _off(poses_PNFQ, transforms_NJF, offsets_NF, n, j, p, q, J, N, minus, HAS, Q)
-        distance = _dot(0.0, [x * x for x in d], precisions)
-        tl.store(distances_PNJQ + ((p * N + n) * J + j) * Q + q, distance)
+        log = _dot(constant, [x * x for x in d], precisions)
+        tl.store(logs_PNJQ + ((p * N + n) * J + j) * Q + q, log)
+
+
+@triton.jit
+def total(logs_PNJQ, here_PNQ, J, Q: tl.constexpr):
+    """log Σ_j exp."""
+    child, q = tl.program_id(0), tl.arange(0, Q)
+    most = tl.load(logs_PNJQ + child * J * Q + q)
+    for j in range(1, J):
+        most = tl.maximum(most, tl.load(logs_PNJQ + (child * J + j) * Q + q))
+    summed = most * 0.0
+    for j in range(J):
+        summed += tl.exp(tl.load(logs_PNJQ + (child * J + j) * Q + q) - most)
+    tl.store(here_PNQ + child * Q + q, most + tl.log(summed))
 
 
 @triton.jit
 def slope_weights(
-    mean_PJFQ, k_PJFQ, h_PJFQ, rest_PJQ, poses_PNFQ, transforms_NJF, offsets_NF, d_weights_PNJQ,
-    P, J, N, STEP, HAS: tl.constexpr, Q: tl.constexpr,
+    logs_PNJQ, over_PNQ, active_PNQ, mean_PJFQ, k_PJFQ, h_PJFQ, rest_PJQ,
+    poses_PNFQ, transforms_NJF, offsets_NF, shared_PNJQ, weights_PNJQ,
+    P, J, N, STEP, FIRST: tl.constexpr, HAS: tl.constexpr, Q: tl.constexpr,
 ):
-    """∂w = rest + Σ D (h + D k) for a range of children."""
+    """R ∂w = R (rest + Σ D (h + D k)) and, but for the first iteration, w; for some children."""
     p, j, s, q = _here(Q)
     place = (p * J + j) * 16 * Q + q
     minus = _minus(_load(mean_PJFQ + place, Q))
     k, h = _load(k_PJFQ + place, Q), _load(h_PJFQ + place, Q)
     rest = tl.load(rest_PJQ + (p * J + j) * Q + q)
     for n in range(s * STEP, tl.minimum(N, (s + 1) * STEP)):
+        child = p * N + n
+        share, weight = _weight(logs_PNJQ, over_PNQ, active_PNQ, child, j, q, J, FIRST, Q)
         d = _off(poses_PNFQ, transforms_NJF, offsets_NF, n, j, p, q, J, N, minus, HAS, Q)
         d_weight = _dot(rest, d, _plus_product(h, d, k))
-        tl.store(d_weights_PNJQ + ((p * N + n) * J + j) * Q + q, d_weight)
+        tl.store(shared_PNJQ + (child * J + j) * Q + q, share * d_weight)
+        if not FIRST:
+            tl.store(weights_PNJQ + (child * J + j) * Q + q, weight)
 
 
 @triton.jit
 def slope_parents(
-    d_distances_PNJQ, centres_PJFQ, poses_PNFQ, transforms_NJF, offsets_NF,
-    first_SPJFQ, second_SPJFQ,
+    logs_PNJQ, here_PNQ, active_PNQ, shared_PNJQ, d_here_PNQ, centres_PJFQ,
+    poses_PNFQ, transforms_NJF, offsets_NF, d_logs_PNJQ, zeroth_SPJQ, first_SPJFQ, second_SPJFQ,
     P, J, N, STEP, HAS: tl.constexpr, Q: tl.constexpr,
 ):
-    """Σ g D and Σ g D² over a range of children."""
+    """g = ∂log, and Σ g, Σ g D and Σ g D² over a range of children."""
     p, j, s, q = _here(Q)
     minus = _minus(_load(centres_PJFQ + (p * J + j) * 16 * Q + q, Q))
-    zero = tl.zeros([Q], centres_PJFQ.dtype.element_ty)
-    first, second = _fill(zero), _fill(zero)
+    zeroth = tl.zeros([Q], centres_PJFQ.dtype.element_ty)
+    first, second = _fill(zeroth), _fill(zeroth)
     for n in range(s * STEP, tl.minimum(N, (s + 1) * STEP)):
-        slope = tl.load(d_distances_PNJQ + ((p * N + n) * J + j) * Q + q)
+        child = (p * N + n) * Q + q
+        pair = ((p * N + n) * J + j) * Q + q
+        portion = tl.exp(tl.load(logs_PNJQ + pair) - tl.load(here_PNQ + child))
+        slope = tl.load(active_PNQ + child) * tl.load(shared_PNJQ + pair)
+        slope += tl.load(d_here_PNQ + child) * portion
+        tl.store(d_logs_PNJQ + pair, slope)
         d = _off(poses_PNFQ, transforms_NJF, offsets_NF, n, j, p, q, J, N, minus, HAS, Q)
         pulled = [x * slope for x in d]
+        zeroth += slope
         first = _plus(first, pulled)
         second = _plus_product(second, pulled, d)
-    place = ((s * P + p) * J + j) * 16 * Q + q
-    _store(first_SPJFQ + place, Q, first)
-    _store(second_SPJFQ + place, Q, second)
+    place = (s * P + p) * J + j
+    tl.store(zeroth_SPJQ + place * Q + q, zeroth)
+    _store(first_SPJFQ + place * 16 * Q + q, Q, first)
+    _store(second_SPJFQ + place * 16 * Q + q, Q, second)
 
 
 @triton.jit
-def _pull(weights_PNJQ, lines_PJ2FQ, child, parent, q, v, U: tl.constexpr, Q: tl.constexpr):
-    """∂V = Σ_u w_u (slope_u V + level_u) over the uses that were made of the votes."""
+def _pull(weights, lines, child, parent, J, j, q, v, U: tl.constexpr, Q: tl.constexpr):
+    """∂V = Σ_u w_u (slope_u V + level_u) over the uses that were made of the votes.
+
+    The first has weights_PNQ, the others weights_PNJQ; all have lines_PJ2FQ.
+    """
     zero = v[0] * 0.0
     slope, level = _fill(zero), _fill(zero)
     for u in tl.static_range(U):
-        weight = tl.load(weights_PNJQ[u] + child * Q + q)
-        line = lines_PJ2FQ[u] + parent * 32 * Q + q
+        if u == 0:
+            weight = tl.load(weights[u] + child * Q + q)
+        else:
+            weight = tl.load(weights[u] + (child * J + j) * Q + q)
+        line = lines[u] + parent * 32 * Q + q
         slope = _plus_scaled(slope, _load(line, Q), weight)
         level = _plus_scaled(level, _load(line + 16 * Q, Q), weight)
     return _plus_product(level, slope, v)
@@ -242,7 +287,7 @@ def _pull(weights_PNJQ, lines_PJ2FQ, child, parent, q, v, U: tl.constexpr, Q: tl
 
 @triton.jit(do_not_specialize=["FIRST"])
 def pull_poses(
-    weights_PNJQ, lines_PJ2FQ, poses_PNFQ, transforms_NJF, offsets_NF, d_poses_PNFQ,
+    weights, lines, poses_PNFQ, transforms_NJF, offsets_NF, d_poses_PNFQ,
     FIRST, J, N, HAS: tl.constexpr, U: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
 ):
     """Gradient of the poses: Σ_j ∂V Wᵀ."""
@@ -256,15 +301,14 @@ def pull_poses(
     for j in range(J):
         w = _load(transforms_NJF + (n * J + j) * 16, 1)
         v = _votes(m, w, start)
-        child = (p * N + n) * J + j
-        d_votes = _pull(weights_PNJQ, lines_PJ2FQ, child, p * J + j, q, v, U, Q)
+        d_votes = _pull(weights, lines, p * N + n, p * J + j, J, j, q, v, U, Q)
         d_poses = _times_transposed(d_poses, d_votes, w)
     _store(d_poses_PNFQ + (p * N + n) * 16 * Q + q, Q, d_poses)
 
 
 @triton.jit(do_not_specialize=["FIRST"])
 def pull_transforms(
-    weights_PNJQ, lines_PJ2FQ, poses_PNFQ, transforms_NJF, offsets_NF, d_transforms_SNJF,
+    weights, lines, poses_PNFQ, transforms_NJF, offsets_NF, d_transforms_SNJF,
     FIRST, P, J, N, STEP, HAS: tl.constexpr, U: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
 ):
     """Gradient of the transforms: Σ_t Mᵀ ∂V over a range of blocks."""
@@ -278,8 +322,7 @@ def pull_transforms(
     for p in range(s * STEP, tl.minimum(P, (s + 1) * STEP)):
         m = _load(poses_PNFQ + (p * N + n) * 16 * Q + q, Q)
         v = _votes(m, w, start)
-        child = (p * N + n) * J + j
-        d_votes = _pull(weights_PNJQ, lines_PJ2FQ, child, p * J + j, q, v, U, Q)
+        d_votes = _pull(weights, lines, p * N + n, p * J + j, J, j, q, v, U, Q)
         sums = _transposed_times(sums, m, d_votes)
     d_transforms = [tl.sum(x, axis=1)[:, None] for x in sums]
     _store(d_transforms_SNJF + ((s * N + n) * J + j) * 16, 1, d_transforms)
