@@ -35,6 +35,9 @@ from capsrepro.models.em_routing import (
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import Moments
 
+# Most places of a block; places of one thread where children are looped over; children of one
+# thread where their votes' gradients are gathered.
+_BLOCK, _PLACES, _CHILDREN = 128, 2, 2
 # Programs that fill the largest cards several times over, and the least steps of a program's loop
 # that are worth its start.
 _PROGRAMS, _LEAST_STEPS = 4096, 16
@@ -68,7 +71,7 @@ class FusedVotes:
         iterations: int,
     ) -> None:
         N, T, _, _ = patches_NTRK.shape
-        J, Q = transforms_NKJC.shape[2], min(128, max(32, 1 << (T - 1).bit_length()))
+        J, Q = transforms_NKJC.shape[2], min(_BLOCK, max(32, 1 << (T - 1).bit_length()))
         self.layout = Layout(T, -(-T // Q), Q, J, N)
         with torch.no_grad():
             self.factors = (
@@ -200,7 +203,7 @@ def _over_children(name: str, layout: Layout, factors: Any, before: Any, after: 
     parts, step = _ranges(layout)
     getattr(votes_kernels, name)[layout.J, layout.P, parts](
         *before, *_pointers(factors), *after, layout.P, layout.J, layout.N, step,
-        HAS=factors[2] is not None, Q=layout.Q, num_warps=max(1, layout.Q // 64),
+        HAS=factors[2] is not None, Q=layout.Q, num_warps=max(1, layout.Q // (32 * _PLACES)),
         enable_fp_fusion=True, **how,
     )
 
@@ -234,7 +237,7 @@ class _Handles(torch.autograd.Function):
         weights = tuple(x for x in gradients[::2] if x is not None)
         lines = tuple(x for x in gradients[1::2] if x is not None)
         poses_PNFQ, transforms_NJKC, _ = factors
-        at_once = 2 if layout.N % 2 == 0 else 1
+        at_once = _CHILDREN if layout.N % _CHILDREN == 0 else 1
         blocks = layout.N // at_once
         options = {
             "HAS": factors[2] is not None, "U": len(weights), "Q": layout.Q, "BN": at_once,

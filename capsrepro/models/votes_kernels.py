@@ -13,6 +13,10 @@ divides N: no index is ever out of range.
 import triton
 import triton.language as tl
 
+# Compiled once for all sizes. SKEW is 0, which the compiler is not to know: it would let a thread
+# take neighbouring places, not several children of one place.
+_kernel = triton.jit(do_not_specialize=["SKEW", "P", "J", "N", "S", "STEP", "PARENTS"])
+
 
 @triton.jit
 def _load(start, step: tl.constexpr):
@@ -130,7 +134,7 @@ def _weight(logs_PNJQ, over_PNQ, active_PNQ, child, j, q, J, FIRST: tl.constexpr
     return share, share * active
 
 
-@triton.jit
+@_kernel
 def fit(
     logs_PNJQ, over_PNQ, active_PNQ, poses_PNFQ, transforms_NJF, offsets_NF,
     mass_SPJQ, mean_SPJFQ, square_SPJFQ,
@@ -155,7 +159,7 @@ def fit(
     _store(square_SPJFQ + place * 16 * Q + q, Q, square)
 
 
-@triton.jit
+@_kernel
 def merge(
     mass_SPJQ, mean_SPJFQ, square_SPJFQ, mass_PJQ, mean_PJFQ, variance_PJFQ,
     epsilon, PARENTS, S, Q: tl.constexpr,
@@ -185,7 +189,7 @@ def merge(
     _store(variance_PJFQ + place * 16 * Q + q, Q, [x / divisor for x in square])
 
 
-@triton.jit
+@_kernel
 def offer(
     centres_PJFQ, precisions_PJFQ, constants_PJQ, poses_PNFQ, transforms_NJF, offsets_NF, logs_PNJQ,
     P, J, N, STEP, HAS: tl.constexpr, Q: tl.constexpr,
@@ -202,7 +206,7 @@ def offer(
         tl.store(logs_PNJQ + ((p * N + n) * J + j) * Q + q, log)
 
 
-@triton.jit
+@_kernel
 def total(logs_PNJQ, here_PNQ, J, Q: tl.constexpr):
     """log Σ_j exp."""
     child, q = tl.program_id(0), tl.arange(0, Q)
@@ -215,7 +219,7 @@ def total(logs_PNJQ, here_PNQ, J, Q: tl.constexpr):
     tl.store(here_PNQ + child * Q + q, most + tl.log(summed))
 
 
-@triton.jit
+@_kernel
 def slope_weights(
     logs_PNJQ, over_PNQ, active_PNQ, mean_PJFQ, k_PJFQ, h_PJFQ, rest_PJQ,
     poses_PNFQ, transforms_NJF, offsets_NF, shared_PNJQ, weights_PNJQ,
@@ -237,7 +241,7 @@ def slope_weights(
             tl.store(weights_PNJQ + (child * J + j) * Q + q, weight)
 
 
-@triton.jit
+@_kernel
 def slope_parents(
     logs_PNJQ, here_PNQ, active_PNQ, shared_PNJQ, d_here_PNQ, centres_PJFQ,
     poses_PNFQ, transforms_NJF, offsets_NF, d_logs_PNJQ, zeroth_SPJQ, first_SPJFQ, second_SPJFQ,
@@ -285,13 +289,13 @@ def _pull(weights, lines, child, parent, J, j, q, v, U: tl.constexpr, Q: tl.cons
     return _plus_product(level, slope, v)
 
 
-@triton.jit(do_not_specialize=["FIRST"])
+@_kernel
 def pull_poses(
     weights, lines, poses_PNFQ, transforms_NJF, offsets_NF, d_poses_PNFQ,
-    FIRST, J, N, HAS: tl.constexpr, U: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
+    SKEW, J, N, HAS: tl.constexpr, U: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
 ):
     """Gradient of the poses: Σ_j ∂V Wᵀ."""
-    p, q = tl.program_id(1), FIRST + tl.arange(0, Q)[None, :]
+    p, q = tl.program_id(1), SKEW + tl.arange(0, Q)[None, :]
     n = (tl.program_id(0) * BN + tl.arange(0, BN))[:, None]
     m = _load(poses_PNFQ + (p * N + n) * 16 * Q + q, Q)
     zero = tl.zeros([BN, Q], poses_PNFQ.dtype.element_ty)
@@ -306,14 +310,14 @@ def pull_poses(
     _store(d_poses_PNFQ + (p * N + n) * 16 * Q + q, Q, d_poses)
 
 
-@triton.jit(do_not_specialize=["FIRST"])
+@_kernel
 def pull_transforms(
     weights, lines, poses_PNFQ, transforms_NJF, offsets_NF, d_transforms_SNJF,
-    FIRST, P, J, N, STEP, HAS: tl.constexpr, U: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
+    SKEW, P, J, N, STEP, HAS: tl.constexpr, U: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
 ):
     """Gradient of the transforms: Σ_t Mᵀ ∂V over a range of blocks."""
     j, s = tl.program_id(0), tl.program_id(2)
-    q, n = FIRST + tl.arange(0, Q)[None, :], (tl.program_id(1) * BN + tl.arange(0, BN))[:, None]
+    q, n = SKEW + tl.arange(0, Q)[None, :], (tl.program_id(1) * BN + tl.arange(0, BN))[:, None]
     w = _load(transforms_NJF + (n * J + j) * 16, 1)
     zero = tl.zeros([BN, Q], poses_PNFQ.dtype.element_ty)
     start, sums = _fill(zero), _fill(zero)
