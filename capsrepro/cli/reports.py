@@ -11,6 +11,7 @@ from capsrepro.files import write_text
 from capsrepro.project import Project, find_project
 from capsrepro.records import read_records, write_index
 from capsrepro.report import page
+from capsrepro.report.precisions import of_precisions
 from capsrepro.report.readings_table import of_protocols
 from capsrepro.report.rendering import SUFFIXES, render
 from capsrepro.report.robustness_answer import robustness_answer
@@ -23,11 +24,18 @@ _FORMATS = click.Choice(list(SUFFIXES))
 @click.argument("protocols", nargs=-1)
 @click.option("--format", "form", type=_FORMATS, default="md", show_default=True)
 @click.option("--readings", is_flag=True, help="Which reading comes nearer to the papers' numbers.")
+@click.option("--precisions", is_flag=True, help="Whether runs of all precisions err alike.")
 @click.option("--write", is_flag=True, help="Also write results/tables in every format.")
 @click.option("--readme", is_flag=True, help="Also bring the tables in README.md up to date.")
 @click.option("--check", is_flag=True, help="Fail when README.md is out of date.")
 def report(
-    protocols: tuple[str, ...], form: str, readings: bool, write: bool, readme: bool, check: bool
+    protocols: tuple[str, ...],
+    form: str,
+    readings: bool,
+    precisions: bool,
+    write: bool,
+    readme: bool,
+    check: bool,
 ) -> None:
     """Show the results of protocols (all when none is named) beside the published numbers.
 
@@ -35,6 +43,7 @@ def report(
     Example:
       capsrepro report mnist-short --format latex
       capsrepro report --readings multimnist
+      capsrepro report --precisions
     """
     project = find_project()
     params = load_params(project.params)
@@ -42,11 +51,13 @@ def report(
     tables = page.all_tables(records, published, params, protocols, project.results)
     if readings:
         shown = [of_protocols(table, protocols) for table in tables["readings"]]
+    elif precisions:
+        shown = [of_precisions(next(iter(tables.get("precision", ())), None), protocols)]
     else:
         shown = [t for name, ts in tables.items() if name not in page.ACROSS for t in ts]
     click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
     if write:
-        write_index(project.results, params.judged_protocols)
+        write_index(project.results, params.tabled_protocols)
         wanted = protocols or params.judged_protocols
         paths = page.write_tables(records, published, params, project.results, wanted)
         click.echo(f"\nwritten to {paths[0].parent}", err=True)

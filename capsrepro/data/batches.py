@@ -88,8 +88,12 @@ class TrainingStream:
 
     def batch(self, step: int) -> Batch:
         """The batch of this optimiser step, counted from 0."""
+        return self.batches(step, 1)
+
+    def batches(self, step: int, count: int) -> Batch:
+        """The batches of `count` steps, one behind the other; every image is as in its `batch`."""
         first = step * self.batch_size
-        end = first + self.batch_size
+        end = first + count * self.batch_size
         epochs = torch.arange(first, end, device=self.examples.device) // self.items
         pieces = []
         for epoch in range(first // self.items, (end - 1) // self.items + 1):

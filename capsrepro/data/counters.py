@@ -43,7 +43,9 @@ def _shift_right(values: Tensor, bits: int) -> Tensor:
 
 def mix_counters(seed: int, epoch: Tensor | int, item: Tensor) -> Tensor:
     """One number in [0, 2^63) for each (seed, epoch, item), shape of `item`."""
-    stream = mix(torch.as_tensor(_signed(seed & _MASK), device=item.device) + epoch)
+    # Filled there: a number copied to a GPU would wait for all it has to do.
+    start = torch.full((), _signed(seed & _MASK), dtype=torch.int64, device=item.device)
+    stream = mix(start + epoch)
     return mix(stream ^ mix(item))
 
 

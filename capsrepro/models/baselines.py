@@ -15,8 +15,17 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from capsrepro.models.convolution import Conv2d, Padding, output_size, start_
+from capsrepro.models.convolution import Conv2d, Padding, RectifiedConv2d, output_size, start_
 from capsrepro.models.losses import CLASSIFICATION_LOSSES, Objective, cross_entropy, present
+
+
+def _convolution(last: bool) -> tuple[type[Conv2d], nn.Module]:
+    """Kind of a convolution and what follows it.
+
+    The last one is read by a fully connected layer, in float32. Where the ReLU is part of the
+    convolution, nothing stands in its place: weights are named by their places.
+    """
+    return (Conv2d, nn.ReLU()) if last else (RectifiedConv2d, nn.Identity())
 
 
 class BaselineCNN(nn.Module):
@@ -52,8 +61,9 @@ class BaselineCNN(nn.Module):
         self.classes = classes
         layers: list[nn.Module] = []
         channels, rows, columns = image_shape
-        for outputs in conv_channels:
-            layers += [Conv2d(channels, outputs, conv_kernel, padding=padding), nn.ReLU()]
+        for place, outputs in enumerate(conv_channels, start=1):
+            kind, then = _convolution(last=place == len(conv_channels))
+            layers += [kind(channels, outputs, conv_kernel, padding=padding), then]
             rows, columns = (output_size(n, conv_kernel, 1, padding) for n in (rows, columns))
             channels = outputs
         layers.append(nn.Flatten())
@@ -116,10 +126,11 @@ class PooledCNN(nn.Module):
         self.classification_loss = classification_loss
         layers: list[nn.Module] = []
         channels, *sides = image_shape
-        for outputs, kernel in zip(conv_channels, conv_kernels, strict=True):
-            convolution = Conv2d(channels, outputs, kernel, padding=padding)
+        for place, (outputs, kernel) in enumerate(zip(conv_channels, conv_kernels, strict=True), 1):
+            kind, then = _convolution(last=place == len(conv_channels))
+            convolution = kind(channels, outputs, kernel, padding=padding)
             start_(convolution, initial["conv_std"], initial["bias"])
-            layers += [convolution, nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [convolution, then, nn.MaxPool2d(2)]
             sides = [output_size(side, kernel, 1, padding) // 2 for side in sides]
             if min(sides) == 0:
                 raise ValueError(f"{len(conv_channels)} poolings leave nothing of them")

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from capsrepro.models.convolution import Conv2d, Padding, output_size, truncated_normal_
 from capsrepro.models.decoder import Decoder
@@ -25,7 +24,8 @@ from capsrepro.models.losses import (
     present,
     reconstruction_sse,
 )
-from capsrepro.models.routing import Gradient, factored_dynamic_routing, length, squash
+from capsrepro.models.routing import Gradient, length, squash
+from capsrepro.models.routing_cuda import fused_dynamic_routing
 
 
 class PrimaryCapsules(nn.Module):
@@ -152,12 +152,12 @@ class CapsNet(nn.Module):
 
     def primary_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Squashed primary capsules u_BEI, which the class capsules are routed from."""
-        capsules_BEI: Tensor = self.primary(F.relu(self.conv1(images_BCHW)))
+        capsules_BEI: Tensor = self.primary(self.conv1.rectified(images_BCHW))
         return capsules_BEI
 
     def class_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Class capsules v_BKD of images in [0, 1]."""
-        return factored_dynamic_routing(
+        return fused_dynamic_routing(
             self.primary_capsules(images_BCHW),
             self.transforms_KEID,
             self.routing_iterations,

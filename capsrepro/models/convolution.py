@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from capsrepro.models.convolution_cuda import rectified_convolution
+from capsrepro.models.convolution_gradients import convolve
+
 Padding = Literal["valid", "same"]
 
 
@@ -61,17 +64,44 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images of shape (B, C, H, W); the result is float32."""
-        if self.pad_same:
+        return self._convolve(images, False)
+
+    def rectified(self, images: Tensor) -> Tensor:
+        """ReLU of the convolution, to be convolved next: bfloat16 where that is what would be read.
+
+        Rounding commutes with ReLU, so that nothing else is lost.
+        """
+        return self._convolve(images, True)
+
+    def _convolve(self, images: Tensor, rectified: bool) -> Tensor:
+        device, stride = images.device.type, self.stride[0]
+        # A GPU's library pads by itself, by the same amount on all sides.
+        within = self._padding_within if device == "cuda" else 0
+        if self.pad_same and not within:
             images = self._pad(images)
+        if device == "cpu" and (not self.reduced or has_bfloat16(device)):
+            settings = {"reduced": self.reduced, "rectified": rectified}
+            return convolve(images, self.weight, self.bias, stride, **settings)
         if not self.reduced:
-            return F.conv2d(images, self.weight, self.bias, self.stride)
+            result = F.conv2d(images, self.weight, self.bias, stride, within)
+            return result.relu() if rectified else result
+        if device == "cuda" and rectified and self.bias is not None:
+            return rectified_convolution(images, self.weight, self.bias, stride, within)
         factors = images.bfloat16(), self.weight.bfloat16()
-        if not has_bfloat16(images.device.type):
+        if not has_bfloat16(device):
             # The same rounded factors, multiplied in float32: no faster, and a little more exact,
             # since hardware rounds the sums and both gradients to bfloat16 as well.
             factors = factors[0].float(), factors[1].float()
-        result = F.conv2d(*factors, None, self.stride).float()
-        return result if self.bias is None else result + self.bias.view(-1, 1, 1)
+        result = F.conv2d(*factors, None, stride, within).float()
+        if self.bias is not None:
+            result = result + self.bias.view(-1, 1, 1)
+        return result.relu() if rectified else result
+
+    @property
+    def _padding_within(self) -> int:
+        """Pixels of SAME padding where all sides get as many; else 0, and it has to be written."""
+        kernel = self.kernel_size[0]
+        return kernel // 2 if self.pad_same and kernel % 2 == 1 and self.stride[0] == 1 else 0
 
     def _pad(self, images: Tensor) -> Tensor:
         """TensorFlow's SAME: an odd pixel of padding goes to the right and the bottom."""
@@ -81,6 +111,14 @@ class Conv2d(nn.Conv2d):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             amounts += [total // 2, total - total // 2]
         return F.pad(images, amounts)
+
+
+class RectifiedConv2d(Conv2d):
+    """A convolution and its ReLU, for another convolution to read: see `Conv2d.rectified`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """ReLU of the convolution of images of shape (B, C, H, W)."""
+        return self.rectified(images)
 
 
 def set_reduced_convolutions(model: nn.Module, reduced: bool) -> None:

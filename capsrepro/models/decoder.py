@@ -60,6 +60,7 @@ class Decoder(nn.Module):
         """
         B, K, D = capsules_BKD.shape
         L = labels_BL.shape[1]
-        mask_BLK = torch.nn.functional.one_hot(labels_BL, K).to(capsules_BKD.dtype)
+        classes_K = torch.arange(K, device=labels_BL.device)
+        mask_BLK = (labels_BL.unsqueeze(2) == classes_K).to(capsules_BKD.dtype)
         masked_NX = (mask_BLK.unsqueeze(-1) * capsules_BKD.unsqueeze(1)).reshape(B * L, K * D)
         return cast(Tensor, self.layers(masked_NX)).view(B, L, *self.image_shape)

@@ -35,8 +35,8 @@ class Objective(NamedTuple):
 
 def present(labels_BL: Tensor, classes: int) -> Tensor:
     """Multi-hot labels: shape (B, K), 1 for every class that is in the image."""
-    empty_BK = torch.zeros(len(labels_BL), classes, device=labels_BL.device)
-    return empty_BK.scatter(1, labels_BL, 1.0)
+    classes_K = torch.arange(classes, device=labels_BL.device)
+    return (labels_BL.unsqueeze(2) == classes_K).any(1).float()
 
 
 def margin_loss(

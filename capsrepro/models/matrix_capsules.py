@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from capsrepro.models.capsule_layers import (
     POSES,
@@ -128,7 +127,7 @@ class MatrixCapsNet(nn.Module):
 
     def primary_capsules(self, images_BCHW: Tensor) -> Capsules:
         """Primary capsules, which all others are routed from."""
-        capsules: Capsules = self.primary(F.relu(self.conv1(images_BCHW)))
+        capsules: Capsules = self.primary(self.conv1.rectified(images_BCHW))
         return capsules
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from capsrepro.report.distortion_tables import distortion_tables
 from capsrepro.report.evaluation_tables import evaluation_tables
 from capsrepro.report.gathering import gather
 from capsrepro.report.judging import Judgement, judge
+from capsrepro.report.precisions import precision_table
 from capsrepro.report.readings_table import readings_table
 from capsrepro.report.rendering import SUFFIXES, Table, render
 from capsrepro.report.robustness_tables import robustness_tables
@@ -23,7 +24,7 @@ from capsrepro.report.summaries import Group
 from capsrepro.report.tables import result_tables
 from capsrepro.schema.params import Params
 
-ACROSS = ("verdicts", "claims", "readings")
+ACROSS = ("verdicts", "claims", "readings", "precision")
 """Tables of no single protocol."""
 
 
@@ -59,7 +60,7 @@ def all_tables(
     Returns:
         Per protocol one table for each of its versions, and where they were measured, under
         `<protocol>-evaluations` and `-robustness`, what else was; then `verdicts`,
-        `claims`, `readings`.
+        `claims`, `readings` and, once there are records of them, `precision`.
 
     Raises:
         UsageError: Neither params.yaml nor any record names one of the protocols.
@@ -76,6 +77,8 @@ def all_tables(
     tables["verdicts"] = [verdict_counts_table(judgements)]
     tables["claims"] = [claims_table(judgements, params)]
     tables["readings"] = [readings_table(published, groups, params)]
+    if (precision := precision_table(groups, params)) is not None:
+        tables["precision"] = [precision]
     return tables
 
 
@@ -129,7 +132,9 @@ def readme_blocks(
     results = [table for name in protocols if name in run for table in tables[name]]
     block = render(results, "md").rstrip()
     for end, (heading, _) in _MORE.items():
-        if others := [name + end for name in protocols if name + end in tables]:
+        others = [name + end for name in protocols if name + end in tables]
+        others += ["precision"] if end == "-evaluations" and "precision" in tables else []
+        if others:
             links = ", ".join(f"[{name}](results/tables/{name}.md)" for name in others)
             block += f"\n\n{heading}: {links}."
     if owed := [f"`{name}`" for name in protocols if name not in run]:

@@ -57,16 +57,44 @@ def welch_p(smaller: Sequence[float], larger: Sequence[float]) -> float | None:
 
     None where no test is possible: fewer than two values on a side, or no spread on either.
     """
-    if min(len(smaller), len(larger)) < 2:
+    compared = _welch(smaller, larger)
+    if compared is None:
         return None
-    a, b = stdev(smaller) ** 2 / len(smaller), stdev(larger) ** 2 / len(larger)
+    difference, error, freedom = compared
+    return float(stdtr(freedom, difference / error))
+
+
+def welch_interval(
+    values: Sequence[float], others: Sequence[float], confidence: float
+) -> tuple[float, float] | None:
+    """Welch's t interval of how far the mean of `values` lies above that of `others`.
+
+    None where there is none: fewer than two values on a side, or no spread on either.
+
+    Args:
+        values: One per seed.
+        others: The same of what they are compared with; not paired.
+        confidence: Coverage of the interval, 0 to 1.
+    """
+    compared = _welch(values, others)
+    if compared is None:
+        return None
+    difference, error, freedom = compared
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    return difference - half, difference + half
+
+
+def _welch(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float] | None:
+    """Difference of the means, its standard error above 0, and degrees of freedom."""
+    if min(len(values), len(others)) < 2:
+        return None
+    a, b = stdev(values) ** 2 / len(values), stdev(others) ** 2 / len(others)
     if a + b == 0:
         return None
-    t = (mean(smaller) - mean(larger)) / math.sqrt(a + b)
     # In shares of the sum, because squares of tiny variances would underflow to 0/0.
     share_a, share_b = a / (a + b), b / (a + b)
-    freedom = 1 / (share_a**2 / (len(smaller) - 1) + share_b**2 / (len(larger) - 1))
-    return float(stdtr(freedom, t))
+    freedom = 1 / (share_a**2 / (len(values) - 1) + share_b**2 / (len(others) - 1))
+    return float(mean(values) - mean(others)), math.sqrt(a + b), freedom
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

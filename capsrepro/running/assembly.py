@@ -24,7 +24,13 @@ _EVALUATION_BATCH = 250
 
 
 def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
-    """A fresh model of a run, started from its seed: the same on every device."""
+    """A fresh model of a run, started from its seed: the same on every device.
+
+    Raises:
+        UsageError: The device does not have the precision of the recipe.
+        CapsreproError: The model does not fit the images.
+    """
+    state.check_precision(spec.protocol.recipe.precision, device)
     dataset = find_dataset(spec.protocol.dataset)
     fields = spec.model.model_dump(exclude={"family", "stands_for", "reading"})
     if "primary_scale" in fields:

@@ -81,4 +81,4 @@ def keep_record(project: Project, record: Record) -> Path:
 
 def refresh_index(project: Project) -> None:
     """Make the index say what records there are; also mends one that a crash left behind."""
-    write_index(project.results, load_params(project.params).judged_protocols)
+    write_index(project.results, load_params(project.params).tabled_protocols)

@@ -156,3 +156,24 @@ class Params(Entry):
     def judged_protocols(self) -> list[str]:
         """Protocols whose results stand beside a paper's claims."""
         return [name for name, protocol in self.protocols.items() if protocol.judged_as]
+
+    @property
+    def precisions(self) -> list[dict[str, str]]:
+        """Unjudged protocols that differ in nothing but their precision: name by precision."""
+        alike: list[tuple[Protocol, dict[str, str]]] = []
+        for name, protocol in self.protocols.items():
+            if protocol.judged_as is not None:
+                continue
+            recipe = protocol.recipe.model_copy(update={"precision": "float32"})
+            plain = protocol.model_copy(update={"title": "", "recipe": recipe})
+            found = next((names for other, names in alike if other == plain), None)
+            if found is None:
+                alike.append((plain, found := {}))
+            found.setdefault(protocol.recipe.precision, name)
+        return [names for _, names in alike if len(names) > 1]
+
+    @property
+    def tabled_protocols(self) -> list[str]:
+        """Protocols whose records the tables in git are made of."""
+        compared = {name for names in self.precisions for name in names.values()}
+        return [name for name, one in self.protocols.items() if one.judged_as or name in compared]

@@ -1,7 +1,4 @@
-"""The one training loop.
-
-Shape suffixes: B images of a batch.
-"""
+"""The one training loop."""
 
 from __future__ import annotations
 
@@ -13,32 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from capsrepro.data.batches import Batch
 from capsrepro.models.convolution import set_reduced_convolutions
-from capsrepro.models.predictions import correct
 from capsrepro.schema.params import Recipe
-from capsrepro.training.optimisation import learning_rate, spread_margin
+from capsrepro.training.graph import Stream, make_step
+from capsrepro.training.optimisation import learning_rate, set_learning_rate, spread_margin
 from capsrepro.training.state import REPLAY_STEPS, TrainingState
 
 # A non-finite loss is looked for this often: asking at every step would stall a GPU.
 _CHECK_EVERY = 50
-
-
-NON_FINITE = "non_finite_steps_pct"
-"""Share of an epoch's steps whose loss was not a finite number, in the history."""
-
-
-class Stream(Protocol):
-    """Where batches come from: a pure function of the step, see `capsrepro.data.batches`."""
-
-    batch_size: int
-
-    @property
-    def items(self) -> int:
-        """Items per epoch."""
-
-    def batch(self, step: int) -> Batch:
-        """The batch of one optimiser step."""
 
 
 class DivergedError(Exception):
@@ -68,30 +47,6 @@ def set_precision(model: nn.Module, precision: str) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     set_reduced_convolutions(model, precision == "bf16")
-
-
-def train_step(state: TrainingState, batch: Batch) -> torch.Tensor:
-    """One optimiser step: forward, losses, backward, update; adds to the epoch's totals.
-
-    Returns:
-        The loss before the update, a scalar on the device.
-    """
-    loss, terms, scores_BK = state.model.objective(*batch)  # type: ignore[operator]
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    state.optimizer.step()
-    with torch.no_grad():
-        B = len(batch.images)
-        wrong = B - correct(scores_BK, batch.labels).sum()
-        unusable = 100.0 * B * ~torch.isfinite(loss)
-        sums = {"train_loss": loss * B, "train_error_pct": 100.0 * wrong, NON_FINITE: unusable}
-        sums |= {name: term * B for name, term in terms.items()}
-        for name, value in sums.items():
-            # float64, so that an epoch's sum is as exact as its parts.
-            value = value.detach().double()
-            state.totals[name] = state.totals[name] + value if name in state.totals else value
-        state.images += B
-    return loss.detach()  # type: ignore[no-any-return]
 
 
 Probe = Callable[[nn.Module], dict[str, float]]
@@ -136,15 +91,16 @@ def train(
     epoch_started, epoch_step = time.perf_counter(), state.step
     if state.history and enough(state.history[-1]):  # killed between its last step and its record
         return True
+    take_step = make_step(state, stream)
     while state.step < recipe.steps:
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, state.step)
+        set_learning_rate(state.optimizer, learning_rate(recipe, state.step))
         margin = spread_margin(recipe, state.step)
         # Baselines share the recipe, but have other losses.
         if margin is not None and isinstance(here := getattr(state.model, "margin", None), Tensor):
             here.fill_(margin)
-        loss = train_step(state, stream.batch(state.step))
+        loss = take_step()
         state.step += 1
+        state.images += stream.batch_size
         state.wall_time_s = time.perf_counter() - started
         if state.step <= REPLAY_STEPS:
             state.first_losses.append(float(loss))
@@ -153,9 +109,11 @@ def train(
             raise _diverged(state, state.step * stream.batch_size / stream.items)
         done = state.step * stream.batch_size
         if done % stream.items < stream.batch_size or last:
+            entry = _close_epoch(state, recipe, done / stream.items)
+            # Only now are the steps done: a GPU is asked to, and goes on by itself.
+            state.wall_time_s = time.perf_counter() - started
             seconds = time.perf_counter() - epoch_started
-            speed = (state.step - epoch_step) * stream.batch_size / seconds
-            entry = _close_epoch(state, recipe, done / stream.items, speed)
+            entry["images_per_s"] = (state.step - epoch_step) * stream.batch_size / seconds
             entry.update(probe(state.model))
             state.model.train()
             watcher.on_epoch(entry)
@@ -167,20 +125,15 @@ def train(
     return True
 
 
-def _close_epoch(
-    state: TrainingState, recipe: Recipe, epoch: float, images_per_s: float
-) -> dict[str, float]:
+def _close_epoch(state: TrainingState, recipe: Recipe, epoch: float) -> dict[str, float]:
     """Turn the totals into an entry of the history and start the next epoch."""
     entry = _means(state)
     if not all(map(math.isfinite, entry.values())):
         raise _diverged(state, epoch)
     entry = {"step": state.step, "epoch": epoch} | entry
-    entry |= {
-        "learning_rate": learning_rate(recipe, state.step - 1),
-        "images_per_s": images_per_s,
-    }
+    entry["learning_rate"] = learning_rate(recipe, state.step - 1)
     state.history.append(entry)
-    state.totals, state.images = {}, 0
+    state.clear_totals()
     return entry
 
 

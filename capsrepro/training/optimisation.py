@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from capsrepro.schema.params import Recipe
 
@@ -28,18 +28,35 @@ def spread_margin(recipe: Recipe, step: int) -> float | None:
     return rule.first + (rule.last - rule.first) * risen
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of all parameters; on a GPU it is a tensor that a captured step reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Adam over all parameters of the model; kernels and transforms alone decay."""
+    """Adam over all parameters of the model; kernels and transforms alone decay.
+
+    On a GPU it is one kernel, and its learning rate and count of steps lie there too, so that a
+    step can be captured.
+    """
     decaying: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
         decaying[recipe.weight_decay > 0 and parameter.ndim > 1].append(parameter)
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
     return torch.optim.Adam(
         [
             {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
             for decays, parameters in decaying.items()
             if parameters
         ],
-        lr=recipe.learning_rate,
+        lr=torch.tensor(recipe.learning_rate, device=device) if on_gpu else recipe.learning_rate,
         betas=recipe.adam_betas,
         eps=recipe.adam_epsilon,
+        fused=on_gpu or None,
+        capturable=on_gpu,
     )

@@ -9,6 +9,7 @@ import pickle
 import re
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,6 +100,21 @@ class TrainingState:
         """Where the model is."""
         return next(self.model.parameters()).device
 
+    def add_to_totals(self, sums: Mapping[str, Tensor]) -> None:
+        """Add to the epoch's totals, in place: a captured step knows where they are."""
+        # float64, so that an epoch's sum is as exact as its parts.
+        values = torch.stack([value.float() for value in sums.values()]).double()
+        for name, value in zip(sums, values, strict=True):
+            if name not in self.totals:
+                self.totals[name] = torch.zeros_like(value)
+        torch._foreach_add_([self.totals[name] for name in sums], list(values))
+
+    def clear_totals(self) -> None:
+        """Start another epoch."""
+        for total in self.totals.values():
+            total.zero_()
+        self.images = 0
+
     def document(self, key: str) -> dict[str, Any]:
         """What goes into a checkpoint: tensors and plain values only."""
         document = {
@@ -122,6 +138,9 @@ class TrainingState:
         """Take over a checkpoint's contents."""
         self.model.load_state_dict(document["model"])
         self.optimizer.load_state_dict(document["optimizer"])
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # the moments move by themselves
+                group["lr"] = group["lr"].to(self.device)
         for name in ("step", "images", "history", "first_losses", "wall_time_s"):
             setattr(self, name, document[name])
         self.totals = {name: total.to(self.device) for name, total in document["totals"].items()}
@@ -208,3 +227,20 @@ def choose_device(request: str) -> torch.device:
             "use --device cpu, or see `capsrepro doctor`."
         )
     return device
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device does not have and torch would quietly replace by float32.
+
+    bf16 is everywhere: without such instructions rounded factors are multiplied in float32.
+
+    Raises:
+        UsageError: tf32, and the device is no NVIDIA GPU since Ampere (compute capability 8.0).
+    """
+    if precision != "tf32":
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        raise UsageError(
+            f"device {device} has no TF32 and would multiply in float32; use --device with an "
+            "NVIDIA GPU of compute capability 8.0 or more, or a protocol of another precision."
+        )

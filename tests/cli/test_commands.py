@@ -79,9 +79,9 @@ def test_pending_shrinks_with_every_record(prepared, trained):
     before = json.loads(prepared.call("pending", "--json").out)
     after = json.loads(trained.call("pending", "--json").out)
     names = [run["run"] for run in before]
-    assert len(names) == len(set(names)) == 256
+    assert len(names) == len(set(names)) == 271
     assert [run["run"] for run in after] == [name for name in names if name != RUN]
-    assert prepared.call("pending").out.endswith("256 runs pending\n")
+    assert prepared.call("pending").out.endswith("271 runs pending\n")
 
 
 def test_pending_check_fails_until_nothing_is_owed(trained):
@@ -206,6 +206,13 @@ def test_missing_gpu(prepared):
         pytest.skip("there is a GPU here")
     result = prepared.call("run", RUN, "--device", "cuda")
     assert result.is_refusal(1, "device cuda is not here", "--device cpu")
+
+
+def test_a_cpu_leaves_no_record_of_tf32(empty):
+    result = empty.call("run", "mnist-precision-tf32/capsnet-r3-recon/seed-0")
+    assert result.is_refusal(2, "device cpu has no TF32", "--device")
+    assert not list(empty.root.rglob("*.json"))
+    assert not (empty.root / "data").exists()
 
 
 @pytest.mark.fault

@@ -11,7 +11,7 @@ from capsrepro.config import load_params
 from capsrepro.errors import UsageError
 from capsrepro.models import MODELS
 from capsrepro.models.baselines import PooledCNN
-from capsrepro.models.convolution import Conv2d
+from capsrepro.models.convolution import Conv2d, RectifiedConv2d
 from capsrepro.models.losses import CLASSIFICATION_LOSSES, present
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"
@@ -37,8 +37,9 @@ def small(**changes: Any) -> PooledCNN:
 
 def test_layers_stand_in_the_papers_order() -> None:
     kinds = [type(layer) for layer in small().layers]
-    stage = [Conv2d, nn.ReLU, nn.MaxPool2d]
-    assert kinds == [*stage, *stage, nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    first, last = [RectifiedConv2d, nn.Identity], [Conv2d, nn.ReLU]
+    stages = [*first, nn.MaxPool2d, *last, nn.MaxPool2d]
+    assert kinds == [*stages, nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
 
 
 def test_sizes_along_the_way() -> None:

@@ -18,6 +18,7 @@ from capsrepro.report.statistics import (
     reduction_margin,
     summarise,
     two_test_sets_margin,
+    welch_interval,
     welch_p,
 )
 
@@ -76,6 +77,22 @@ def test_welch_is_scipys_for_any_errors(smaller: list[float], larger: list[float
         reverse = welch_p(larger, smaller)
         assert reverse is not None
         assert p + reverse == pytest.approx(1)
+
+
+@quiet
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize(("values", "others"), SAMPLES)
+def test_welchs_interval_is_scipys(
+    values: list[float], others: list[float], confidence: float
+) -> None:
+    test = stats.ttest_ind(values, others, equal_var=False)
+    expected = test.confidence_interval(confidence)
+    assert welch_interval(values, others, confidence) == pytest.approx(tuple(expected), rel=1e-9)
+
+
+def test_without_spread_there_is_no_interval() -> None:
+    assert welch_interval([0.1, 0.1], [0.3, 0.3], 0.95) is None
+    assert welch_interval([0.1, 0.2], [0.3], 0.95) is None
 
 
 def test_welch_survives_tiny_spreads() -> None:

@@ -79,6 +79,8 @@ def cut(params: dict[str, Any]) -> None:
         recipe = protocol["recipe"]
         protocol["full_steps"] = STEPS * protocol["full_steps"] // recipe["steps"]
         changes: dict[str, Any] = {"steps": STEPS}
+        if recipe["precision"] == "tf32":
+            changes["precision"] = "float32"  # a CPU has no other
         if "accuracy_pct" in recipe.get("stop", {}):
             changes["stop"] = recipe["stop"] | {"accuracy_pct": 0.01}
         protocol["recipe"] = recipe | changes

@@ -13,6 +13,7 @@ from torch import nn
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.training.state import (
     TrainingState,
+    check_precision,
     checkpoint_paths,
     choose_device,
     load_checkpoint,
@@ -180,4 +181,18 @@ def test_a_missing_gpu_is_said_with_what_to_do() -> None:
     assert str(caught.value) == (
         f"device {absent} is not here ({count} CUDA devices found); "
         "use --device cpu, or see `capsrepro doctor`."
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_these_precisions_are_everywhere(precision: str) -> None:
+    check_precision(precision, torch.device("cpu"))
+
+
+def test_a_cpu_has_no_tf32() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_precision("tf32", torch.device("cpu"))
+    assert str(caught.value) == (
+        "device cpu has no TF32 and would multiply in float32; use --device with an NVIDIA GPU of "
+        "compute capability 8.0 or more, or a protocol of another precision."
     )
