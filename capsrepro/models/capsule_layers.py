@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from capsrepro.models.convolution import Conv2d
-from capsrepro.models.em_routing import EMRouting, Fit, Parents, em_routing
+from capsrepro.models.em_launches import TILES, Tiles
+from capsrepro.models.em_routing import EMRouting, Parents, em_routing
+from capsrepro.models.em_routing_cuda import fused_em_routing, supported
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import FactoredVotes, Votes, WrittenVotes
-from capsrepro.models.votes_cuda import FusedVotes, fused_em_routing, supports
 
 Pose = Literal["matrix", "vector"]
 
@@ -102,39 +103,33 @@ class RoutedCapsules(nn.Module):
         self.register_buffer("offsets", offsets, persistent=False)
         self.factored = True
 
-    def _factors(self, children: Capsules) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Patches, transforms and offsets of N = K·I children at T = B·L places."""
+    def votes(self, children: Capsules) -> Votes:
+        """Votes of N = K·I children for each type of parent at T = B·L places."""
         L, K = self.fields.windows.shape
         B, _, I, R, C = children.poses.shape
         N = K * I
         patches_BLKF = self.fields.patches(children.poses.flatten(2))
         patches_NTRK = patches_BLKF.view(B * L, N, R, C).transpose(0, 1)
         transforms_NKJC = self.transforms_KIKJC.expand(K, -1, -1, -1, -1).flatten(0, 1)
-        return patches_NTRK, transforms_NKJC, self.offsets
-
-    def votes(self, children: Capsules) -> Votes:
-        """Votes of N = K·I children for each type of parent at T = B·L places."""
-        factors = self._factors(children)
+        factors = patches_NTRK, transforms_NKJC, self.offsets
         return FactoredVotes(*factors) if self.factored else WrittenVotes(*factors)
-
-    def _inputs(
-        self, children: Capsules
-    ) -> tuple[Tensor, ReceptiveFields, Tensor, Tensor, EMRouting]:
-        """All that routing needs besides the votes."""
-        activations_TN = self.fields.patches(children.activations).flatten(0, 1).flatten(1)
-        betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
-        return activations_TN, self.fields, *betas, self.how
 
     def route(self, children: Capsules) -> list[Parents]:
         """What every iteration of the routing fits to these children."""
-        return em_routing(self.votes(children), *self._inputs(children))
+        activations_TN = self.fields.patches(children.activations).flatten(0, 1).flatten(1)
+        betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
+        return em_routing(self.votes(children), activations_TN, self.fields, *betas, self.how)
 
-    def route_fused(self, children: Capsules) -> Fit:
-        """What the last iteration of the routing fits, by the kernels for CUDA."""
-        votes = FusedVotes(*self._factors(children), self.how.iterations)
-        return fused_em_routing(votes, *self._inputs(children))
+    def route_fused(self, children: Capsules, tiles: Tiles = TILES) -> Capsules:
+        """The last capsules of `route`, by the kernels for GPUs."""
+        transforms_KIKJC = self.transforms_KIKJC.expand(self.fields.windows.shape[1], *[-1] * 4)
+        betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
+        parents = fused_em_routing(
+            *children, transforms_KIKJC, self.offsets, betas, self.fields, self.how, tiles
+        )
+        return Capsules(*parents)
 
-    def capsules_of(self, parents: Parents | Fit, images: int) -> Capsules:
+    def capsules_of(self, parents: Parents, images: int) -> Capsules:
         """The parents of one iteration as a layer of capsules of `images` images."""
         shape = images, len(self.fields.windows), self.types
         poses = parents.poses.transpose(1, 2).reshape(*shape, *self.shape)
@@ -142,6 +137,7 @@ class RoutedCapsules(nn.Module):
 
     def forward(self, children: Capsules) -> Capsules:
         """Capsules at every place of parents."""
-        fused = self.factored and supports(children.poses)
-        parents = self.route_fused(children) if fused else self.route(children)[-1]
-        return self.capsules_of(parents, len(children.poses))
+        poses, fields = children.poses, self.fields
+        if self.factored and supported(poses, self.types, fields, self.how):
+            return self.route_fused(children)
+        return self.capsules_of(self.route(children)[-1], len(poses))

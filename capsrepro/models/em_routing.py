@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capsrepro.models.receptive_fields import ReceptiveFields
-from capsrepro.models.votes import MASS_EPSILON, Moments, Votes
+from capsrepro.models.votes import MASS_EPSILON, Votes
 
 Activation = Literal["procedure-1", "released-code", "mixing-proportion"]
 Assignment = Literal["sum", "mean"]
@@ -52,7 +52,7 @@ class EMRouting:
     assignment: Assignment
 
 
-class Fit(NamedTuple):
+class Parents(NamedTuple):
     """What an M-step gives.
 
     Attributes:
@@ -60,19 +60,7 @@ class Fit(NamedTuple):
         activations: In [0, 1], shape (T, J).
         log_activations: Their logarithms, finite where the activation rounds to 0.
         variances: σ² of the votes, floor included, shape (T, R, J, C).
-    """
-
-    poses: Tensor
-    activations: Tensor
-    log_activations: Tensor
-    variances: Tensor
-
-
-class Parents(NamedTuple):
-    """A fit, see `Fit`, and the assignments R that it was made with.
-
-    Attributes:
-        assignments: Shape (T, J, N), before they are multiplied by the children's activations.
+        assignments: Shape (T, J, N), the R it was fitted with, before the children's activations.
     """
 
     poses: Tensor
@@ -106,79 +94,54 @@ def em_routing(
         The parents after each M-step; the last are the result.
     """
     parents: list[Parents] = []
-    shares_T1N = first_shares(activations_TN, fields, len(beta_a_J)).unsqueeze(1)
-    assignments_TJN = shares_T1N.expand(-1, len(beta_a_J), -1)
+    assignments_TJN = _uniform(activations_TN, fields, len(beta_a_J))
     for iteration in range(how.iterations):
         if parents:
             assignments_TJN = _e_step(votes, parents[-1], fields)
-        moments = votes.moments(assignments_TJN * activations_TN.unsqueeze(1))
         before = parents[-1].poses if parents else None
-        children = activations_TN.shape[1]
-        fit = m_step(moments, before, iteration, children, fields, beta_a_J, beta_u_J, how)
-        parents.append(Parents(*fit, assignments_TJN))
+        temperature = how.inverse_temperature * (1 - 0.95 ** (iteration + 1))
+        weights_TJN = assignments_TJN * activations_TN.unsqueeze(1)
+        mass_TJ, poses_TRJC, variances_TRJC = votes.moments(weights_TJN)
+        if how.new_share != 1:
+            mean_TRJC, old = poses_TRJC, 0 if before is None else before
+            poses_TRJC = how.new_share * mean_TRJC + (1 - how.new_share) * old
+            variances_TRJC = variances_TRJC + (mean_TRJC - poses_TRJC).square()
+        variances_TRJC = variances_TRJC + how.variance_floor
+        if how.assignment == "mean":
+            mass_TJ = mass_TJ / _children_per_parent(fields, activations_TN, mass_TJ)
+        log_a_TJ = _log_activations(
+            mass_TJ, variances_TRJC, beta_a_J, beta_u_J, temperature, how.activation, fields
+        )
+        parents.append(
+            Parents(poses_TRJC, log_a_TJ.exp(), log_a_TJ, variances_TRJC, assignments_TJN)
+        )
     return parents
 
 
-def first_shares(activations_TN: Tensor, fields: ReceptiveFields, parents: int) -> Tensor:
-    """R = 1/|Ω|, shape (T, N): equal for all parents that see a child, so 1/J at least."""
+def _uniform(activations_TN: Tensor, fields: ReceptiveFields, parents: int) -> Tensor:
+    """R = 1/|Ω|: a child shares itself equally among all parents that see it, so 1/J at least."""
     (T, N), (L, K) = activations_TN.shape, fields.windows.shape
     seen_LK = fields.seen[fields.windows].to(activations_TN.dtype)
-    shares_LN = (1 / (parents * seen_LK)).unsqueeze(2).expand(L, K, N // K).reshape(L, N)
-    return shares_LN.repeat(T // L, 1)
-
-
-def m_step(
-    moments: Moments,
-    before: Tensor | None,
-    iteration: int,
-    children: int,
-    fields: ReceptiveFields,
-    beta_a_J: Tensor,
-    beta_u_J: Tensor,
-    how: EMRouting,
-) -> Fit:
-    """What parents make of the moments of the votes for them.
-
-    Args:
-        moments: Of the votes, weighted by R_ij a_i.
-        before: Poses of the last iteration; None in the first.
-        iteration: From 0.
-        children: N.
-        Others: see `em_routing`.
-    """
-    temperature = how.inverse_temperature * (1 - 0.95 ** (iteration + 1))
-    mass_TJ, poses_TRJC, variances_TRJC = moments
-    if how.new_share != 1:
-        mean_TRJC, old = poses_TRJC, 0 if before is None else before
-        poses_TRJC = how.new_share * mean_TRJC + (1 - how.new_share) * old
-        variances_TRJC = variances_TRJC + (mean_TRJC - poses_TRJC).square()
-    variances_TRJC = variances_TRJC + how.variance_floor
-    if how.assignment == "mean":
-        L, K = fields.windows.shape
-        mass_TJ = mass_TJ / (fields.seen_places * (children // K) / (L * mass_TJ.shape[1]))
-    log_a_TJ = _log_activations(
-        mass_TJ, variances_TRJC, beta_a_J, beta_u_J, temperature, how.activation, fields
-    )
-    return Fit(poses_TRJC, log_a_TJ.exp(), log_a_TJ, variances_TRJC)
+    shares_LN = (1 / (parents * seen_LK)).unsqueeze(2).expand(L, K, N // K).reshape(L, 1, N)
+    return shares_LN.repeat(T // L, 1, 1).expand(T, parents, N)
 
 
 def _e_step(votes: Votes, parents: Parents, fields: ReceptiveFields) -> Tensor:
     """R_ij = a_j p_j / Σ_k a_k p_k, the sum over every parent that sees child i."""
-    constants_TJ = log_constants(parents.log_activations, parents.variances)
+    L, K = fields.windows.shape
+    constant_TJ = -0.5 * (2 * math.pi * parents.variances).log().sum((1, 3))
     distances_TJN = votes.distances(parents.poses, 1 / parents.variances)
-    logs_TJN = constants_TJ.unsqueeze(2) - 0.5 * distances_TJN
-    return (logs_TJN - over_parents(logs_TJN.logsumexp(1), fields).unsqueeze(1)).exp()
+    logs_TJN = (parents.log_activations + constant_TJ).unsqueeze(2) - 0.5 * distances_TJN
+    T, _, N = logs_TJN.shape
+    here_BLKI = logs_TJN.logsumexp(1).view(T // L, L, K, N // K)
+    return (logs_TJN - fields.over_parents(here_BLKI).reshape(T, 1, N)).exp()
 
 
-def log_constants(log_activations_TJ: Tensor, variances_TRJC: Tensor) -> Tensor:
-    """Logarithm of a_j p_j but for the distance of the vote, shape (T, J)."""
-    return log_activations_TJ - 0.5 * (2 * math.pi * variances_TRJC).log().sum((1, 3))
-
-
-def over_parents(here_TN: Tensor, fields: ReceptiveFields) -> Tensor:
-    """log Σ_k a_k p_k over every parent that sees a child, from the sums over those of a place."""
-    (T, N), (L, K) = here_TN.shape, fields.windows.shape
-    return fields.over_parents(here_TN.reshape(T // L, L, K, N // K)).reshape(T, N)
+def _children_per_parent(fields: ReceptiveFields, children_TN: Tensor, parents_TJ: Tensor) -> float:
+    """Children of the layer for each of its parents."""
+    L, K = fields.windows.shape
+    types = children_TN.shape[1] // K
+    return int((fields.seen > 0).sum()) * types / (L * parents_TJ.shape[1])
 
 
 def _log_activations(
@@ -193,7 +156,7 @@ def _log_activations(
     """Logarithm of a_j, shape (T, J); see the top of this file."""
     if activation == "mixing-proportion":
         logs_TJ = (mass_TJ + MASS_EPSILON).log()
-        layers = logs_TJ.reshape(-1, fields.windows.shape[0] * logs_TJ.shape[1])
+        layers = logs_TJ.view(-1, fields.windows.shape[0] * logs_TJ.shape[1])
         return layers.log_softmax(1).view_as(logs_TJ)
     size = variances_TRJC.shape[1] * variances_TRJC.shape[3]
     logs_TJ = variances_TRJC.log().sum((1, 3))
