@@ -44,7 +44,7 @@ def votes_of(m, w, at):
 
 @triton.jit
 def plus_times_transposed(to, d, w):
-    """to + d Wᵀ."""
+    """The sum to + d Wᵀ."""
     return [
         to[i]
         + d[4 * (i // 4)] * w[4 * (i % 4)]
@@ -57,7 +57,7 @@ def plus_times_transposed(to, d, w):
 
 @triton.jit
 def plus_transposed_times(to, m, d):
-    """to + Mᵀ d."""
+    """The sum to + Mᵀ d."""
     return [
         to[i]
         + m[i // 4] * d[i % 4]
@@ -76,31 +76,31 @@ def minus(a):
 
 @triton.jit
 def plus(a, b):
-    """a + b."""
+    """The sum a + b."""
     return [a[i] + b[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
 
 
 @triton.jit
 def product(a, b):
-    """a b, number by number."""
+    """The product a b, number by number."""
     return [a[i] * b[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
 
 
 @triton.jit
 def plus_product(a, b, c):
-    """a + b c, number by number."""
+    """The sum a + b c, number by number."""
     return [a[i] + b[i] * c[i] for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
 
 
 @triton.jit
 def plus_scaled(a, b, x):
-    """a + b x for one number x."""
+    """The sum a + b x for one number x."""
     return [a[i] + b[i] * x for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)]
 
 
 @triton.jit
 def plus_dot(start, a, b):
-    """start + Σ a b, in four sums so that no chain of additions is long."""
+    """The sum start + Σ a b, in four sums so that no chain of additions is long."""
     s0 = start + a[0] * b[0] + a[4] * b[4] + a[8] * b[8] + a[12] * b[12]
     s1 = a[1] * b[1] + a[5] * b[5] + a[9] * b[9] + a[13] * b[13]
     s2 = a[2] * b[2] + a[6] * b[6] + a[10] * b[10] + a[14] * b[14]

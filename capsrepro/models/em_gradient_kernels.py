@@ -162,7 +162,7 @@ def slope_offers(
     poses_HFQ, transforms_NJF, offsets_NF, slopes_PNJQ, zeroth_SPJQ, first_SPJFQ, second_SPJFQ,
     SKEW, P, L, K, X, I, J, STEP, HAS: tl.constexpr, BJ: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """g = ∂log in the place of R ∂w, and Σ g, Σ g D and Σ g D² over a range of children."""
+    """Write g = ∂log in the place of R ∂w, and Σ g, Σ g D and Σ g D² over a range of children."""
     p, s = tl.program_id(1), tl.program_id(2)
     j, q, real = parents_here(J, SKEW, BJ, Q)
     centre = minus(load_pose(fits_PJ4FQ + (p * J + j) * 64 * Q + 16 * Q + q, Q))

@@ -55,9 +55,9 @@ def fit(
         x = tl.load(windows_LK + (p % L) * K + k).to(tl.int32)
         for i in range(I):
             h, n = ((p // L) * X + x) * I + i, k * I + i
-            weight = tl.load(active_HQ + h * Q + q)
+            weight = tl.load(active_HQ + h * Q + q + j * 0)
             if FIRST:
-                weight = weight * tl.load(shares_X + x) + mass * 0.0
+                weight = weight * tl.load(shares_X + x)
             else:
                 weight = weight * share_of(logs_PNJQ, over_HQ, h, (p * K * I + n) * J + j, q, Q)
             d = off(poses_HFQ, transforms_NJF, offsets_NF, h, n, j, q, J, minus(mean), HAS, Q)
@@ -159,7 +159,7 @@ def offer(
 def compete(
     logs_PNJQ, slots_XM, over_HQ, L, K, X, I, J, M, BLOCKS, BI: tl.constexpr, Q: tl.constexpr
 ):
-    """log Σ exp over every parent that sees a child; 0 for a child that nobody sees."""
+    """The log Σ exp over every parent that sees a child; 0 for a child that nobody sees."""
     h, q = (tl.program_id(0) * BI + tl.arange(0, BI))[None, :], tl.arange(0, Q)[:, None]
     g, x, i = h // (X * I), (h // I) % X, h % I
     real = (h < BLOCKS * X * I) & (q >= 0)

@@ -134,7 +134,7 @@ class Launcher:
             OLD=iteration > 0,
         )
         if self.how.activation == "mixing-proportion":
-            log_GLJQ = scalars_P2JQ[:, 1].unflatten(0, (self.G, self.L))
+            log_GLJQ = scalars_P2JQ[:, 1].view(self.G, self.L, self.J, self.Q)
             log_GLJQ -= log_GLJQ.logsumexp((1, 2), keepdim=True)
 
     def e_step(

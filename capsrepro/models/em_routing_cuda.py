@@ -103,7 +103,8 @@ def _blocked(values_BY: Tensor, images: int) -> Tensor:
     missing = -len(values_BY) % images
     if missing:
         values_BY = F.pad(values_BY, (0, 0) * (values_BY.ndim - 1) + (0, missing))
-    return values_BY.unflatten(0, (-1, images)).movedim(1, -1).contiguous()
+    values_GQY = values_BY.reshape(-1, images, *values_BY.shape[1:])
+    return values_GQY.movedim(1, -1).contiguous()
 
 
 class FusedRouting(torch.autograd.Function):
@@ -158,12 +159,14 @@ class FusedRouting(torch.autograd.Function):
             written = lines[i], after, k_and_h, rest, d_betas[i]
             launch.m_step_slopes(i, above, sums, (fits[i], scalars[i], d_before), written)
             parents = fits[i], k_and_h, rest
-            here = (logs[i - 1], over[i - 1]) if i else (None, None)
             # Each E-step has its slopes; those of the first weights are summed and forgotten.
             slopes_PNJQ = slopes[i - 1] if i else launch.new(P, launch.N, J)
-            launch.weights_slopes(*here, parents, slopes_PNJQ, d_here, d_active, last=i == E)
+            log, whole = (logs[i - 1], over[i - 1]) if i else (None, None)
+            launch.weights_slopes(log, whole, parents, slopes_PNJQ, d_here, d_active, last=i == E)
             if i:
-                sums = launch.e_step_slopes(*here, d_here, fits[i - 1], slopes_PNJQ)
+                sums = launch.e_step_slopes(
+                    logs[i - 1], over[i - 1], d_here, fits[i - 1], slopes_PNJQ
+                )
         uses, wanted = (over, logs, slopes, lines), ctx.needs_input_grad
         d_beta_a_J, d_beta_u_J = d_betas.sum((0, 2, 4))
         return (

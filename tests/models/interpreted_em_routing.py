@@ -1,7 +1,7 @@
 """Run by `test_em_routing_cuda` with TRITON_INTERPRET=1: the kernels on CPU tensors.
 
-Prints, as JSON, for each case and reading how far parents and gradients are from those of written
-votes in float64, relative to the largest number of each.
+Prints, as JSON, for each case asked for (layer, reading, iterations, dtype), how far parents and
+gradients are from those of written votes in float64, relative to the largest number of each.
 """
 
 import json
@@ -9,22 +9,26 @@ import sys
 from dataclasses import replace
 
 import torch
-from em_cases import CASES, READINGS, furthest, inputs_of, layer_of, ours, outcome
+from em_cases import READINGS, Case, furthest, inputs_of, layer_of, ours, outcome
 
 from capsrepro.models.capsule_layers import Capsules
 from capsrepro.models.em_launches import Tiles
 
-# Two tiles of parents, of children and of images, the last of each ragged.
-_TILES = Tiles(images=2, parents=(2, 1), children=(4, 1))
+# Tiles of images, parents and children, the last of each ragged.
+_TILES = Tiles(images=2, parents=(2, 1), children=(8, 1), programs=16)
+_CASES = {
+    "overlaps": Case(3, 2, 1, images=1, children=1, parents=3),
+    "unseen": Case(3, 2, 2, images=1, children=2, parents=2),
+    "classes": Case(2, 2, 1, images=3, is_class_layer=True, children=1, parents=3),
+}
 
 
-def _fused(name: str, reading: str, iterations: int, dtype: torch.dtype) -> dict[str, float]:
-    case = replace(CASES[name], parents=3, images=3 if name == "overlaps" else 1)
-    how = replace(READINGS[reading], iterations=iterations)
-    inputs = inputs_of(case, 0.2).cast(torch.float64)
-    # A parent that gets nothing, and children that give nothing.
-    with torch.no_grad():
-        inputs.activations[0, 0] = 0
+def _differences(name: str, reading: str, iterations: int, dtype: torch.dtype) -> dict[str, float]:
+    case, how = _CASES[name], replace(READINGS[reading], iterations=iterations)
+    inputs = inputs_of(case, 0.2)
+    # Children that give nothing, and where there are more images, parents that get nothing.
+    inputs.activations[0, : 2 if case.images == 1 else None] = 0
+    inputs = inputs.cast(torch.float64)
     want = outcome(ours(case, how, inputs, factored=False), inputs)
     inputs = inputs.cast(dtype)
     layer = layer_of(case, how, dtype)
@@ -38,6 +42,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     found = {}
     for case in sys.argv[1:]:
-        name, reading, iterations, dtype = case.split("/")
-        found[case] = _fused(name, reading, int(iterations), getattr(torch, dtype))
+        name, reading, iterations, dtype = case.split()
+        found[case] = _differences(name, reading, int(iterations), getattr(torch, dtype))
     print(json.dumps(found))
