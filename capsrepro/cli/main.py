@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "crops": ("capsrepro.cli.evaluations:crops", "Test error over several crops."),
     "distortions": ("capsrepro.cli.evaluations:distortions", "Accuracy on distorted images."),
     "verify": ("capsrepro.cli.runs:verify", "Replay a recorded run and compare."),
+    "submit": (
+        "capsrepro.cli.submit:submit",
+        "Run all that is pending, several at once, here or on a cluster.",
+    ),
     "pending": ("capsrepro.cli.state:pending", "List the runs that no current record has."),
     "export": ("capsrepro.cli.bundles:export_", "Records and histories of runs into one file."),
     "import": ("capsrepro.cli.bundles:import_", "Bring here what another machine exported."),
@@ -35,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "claims": ("capsrepro.cli.reports:claims", "Every published claim and its verdict today."),
     "figures": ("capsrepro.cli.figures:figures", "The papers' figures, drawn from records."),
     "mlflow-sync": ("capsrepro.cli.state:mlflow_sync", "Bring MLflow up to date with the records."),
+    "bench": ("capsrepro.cli.bench:bench", "Measure how fast training is on this machine."),
     "doctor": ("capsrepro.cli.doctor:doctor", "Check this machine, and say how to mend it."),
 }
 

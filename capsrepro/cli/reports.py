@@ -58,8 +58,8 @@ def report(
     click.echo(render(shown, form).rstrip())  # type: ignore[arg-type]
     if write:
         write_index(project.results, params.tabled_protocols)
-        wanted = protocols or params.judged_protocols
-        paths = page.write_tables(records, published, params, project.results, wanted)
+        wanted = page.of_protocols(tables, protocols or params.judged_protocols)
+        paths = page.write_tables(wanted, project.results)
         click.echo(f"\nwritten to {paths[0].parent}", err=True)
     if readme or check:
         everything = (

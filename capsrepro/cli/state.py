@@ -6,7 +6,7 @@ import json
 
 import click
 
-from capsrepro.config import load_params
+from capsrepro.config import load_params, requested_runs
 from capsrepro.data import DATASETS
 from capsrepro.data.prepared import read_manifest
 from capsrepro.errors import CapsreproError
@@ -14,7 +14,7 @@ from capsrepro.project import Project, find_project
 from capsrepro.records import read_records
 
 
-def _data_digests(project: Project) -> dict[str, str]:
+def data_digests(project: Project) -> dict[str, str]:
     """Digest of every data set that is prepared here."""
     digests = {}
     for name in DATASETS:
@@ -40,13 +40,12 @@ def pending(as_json: bool, check: bool) -> None:
     from capsrepro.running.queue import pending_runs
 
     project = find_project()
-    runs = pending_runs(project, load_params(project.params), _data_digests(project))
+    runs = pending_runs(project, requested_runs(load_params(project.params)), data_digests(project))
     if as_json:
         click.echo(json.dumps([run.document() for run in runs], indent=1))
     else:
         for run in runs:
-            cost = "time unknown" if run.cost_s is None else f"about {run.cost_s / 60:.0f} min"
-            click.echo(f"{run.run}: {run.reason} ({cost})")
+            click.echo(f"{run.run}: {run.reason} ({run.cost})")
         click.echo(f"{len(runs)} runs pending" if runs else "nothing is pending")
     if check and runs:
         click.get_current_context().exit(1)

@@ -60,6 +60,23 @@ def mean_sd_and_n(metric: str, summary: Summary) -> str:
     return f"{mean_and_sd(metric, summary)} (n = {summary.n})"
 
 
+def rounded(value: float) -> str:
+    """Three significant digits, or a whole number: 0.00523, 45.6, 1,235."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def tenths(value: float) -> str:
+    """One decimal: 0.0, 12.3."""
+    return f"{value:.1f}"
+
+
+def ranged(median: float, low: float, high: float) -> str:
+    """A median and what it lies between: 45.6 (44.9–47)."""
+    if low == high:
+        return rounded(median)
+    return f"{rounded(median)} ({rounded(low)}–{rounded(high)})"
+
+
 def points(value: float) -> str:
     """Percentage points, with two significant digits at least."""
     return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"

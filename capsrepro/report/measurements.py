@@ -63,7 +63,7 @@ def measurements(
 
     Args:
         runs: The training records, one per seed.
-        evaluations: Finished evaluation records by the name of their run.
+        evaluations: Finished evaluation records by the name of their run, see `made_from`.
     """
     by_seed: dict[tuple[Any, ...], dict[int, float]] = {}
     for run in sorted(runs, key=lambda record: record.seed):
@@ -83,8 +83,6 @@ def _observed(
     for metric, value in with_accuracy(run.metrics).items():
         yield metric, {}, {}, value
     for evaluation in sorted(evaluations, key=lambda record: record.kind):
-        if not _made_from(evaluation, run):
-            continue
         setting = _setting(evaluation)
         for metric, value in evaluation.metrics.items():
             yield metric, setting, {}, value
@@ -106,11 +104,11 @@ def kept_files(
         run.seed: evaluation.outputs[name]
         for run in sorted(runs, key=lambda record: record.seed)
         for evaluation in evaluations.get(run.run, [])
-        if evaluation.kind == kind and name in evaluation.outputs and _made_from(evaluation, run)
+        if evaluation.kind == kind and name in evaluation.outputs
     }
 
 
-def _made_from(evaluation: Record, run: Record) -> bool:
+def made_from(evaluation: Record, run: Record) -> bool:
     """Whether the evaluated weights are those this run left: it may have been trained again."""
     return all(run.outputs.get(name, sha) == sha for name, sha in evaluation.inputs.items())
 

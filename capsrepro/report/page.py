@@ -96,23 +96,29 @@ def _tables_of(
     return {protocol: results} | {protocol + end: found for end, found in others.items() if found}
 
 
-def write_tables(
-    records: Iterable[Record],
-    claims: Iterable[Claim],
-    params: Params,
-    results: Path,
-    protocols: Sequence[str] = (),
-) -> list[Path]:
-    """Write `all_tables` in every format below results/tables; files that agree stay untouched.
+def of_protocols(
+    tables: Mapping[str, list[Table]], protocols: Sequence[str]
+) -> dict[str, list[Table]]:
+    """Those of `all_tables` that are of these protocols, and those of no single one."""
+    names = {*ACROSS, *(name + end for name in protocols for end in ("", *_MORE))}
+    return {name: found for name, found in tables.items() if name in names}
+
+
+def write_tables(tables: Mapping[str, Sequence[Table]], results: Path) -> list[Path]:
+    """Write tables in every format below results/tables; files that agree stay untouched.
+
+    Args:
+        tables: From `all_tables`.
+        results: The results folder.
 
     Returns:
         Every table's path, written now or not.
     """
     paths = []
-    for name, tables in all_tables(records, claims, params, protocols, results).items():
+    for name, found in tables.items():
         for form, suffix in SUFFIXES.items():
             path = results / "tables" / f"{name}{suffix}"
-            _write_if_new(path, render(tables, form))
+            _write_if_new(path, render(found, form))
             paths.append(path)
     return paths
 

@@ -68,25 +68,22 @@ def _cells(
         f"{prefixes[c.metric]}{c.verbatim} ({c.reported_by or c.paper}, {c.locator})"
         for c in claims
     )
+    said = [_said(group, judgement) for judgement in judgements]
     return (
         Cell(published, {"claim": "; ".join(c.id for c in claims), "verbatim": published}),
         Cell(
-            "; ".join(_verdict_text(group, judgement) for judgement in judgements),
-            "; ".join(_verdict_status(group, judgement) for judgement in judgements),
+            "; ".join(f"{status}: {why}" for status, why in said),
+            "; ".join(status for status, _ in said),
         ),
     )
 
 
-def _verdict_text(group: Group, judgement: Judgement) -> str:
-    """A reproduction is never judged: nothing is said of how near ours come."""
+def _said(group: Group, judgement: Judgement) -> tuple[str, str]:
+    """Status and reason; of a reproduction, never judged, nothing of how near ours come."""
     if judgement.verdict is None:
-        return f"{judgement.status}: measured by {judgement.claim.reported_by}"
+        return judgement.status, f"measured by {judgement.claim.reported_by}"
     verdict = _verdict(group, judgement)
-    return f"{verdict.status}: {explain(verdict)}"
-
-
-def _verdict_status(group: Group, judgement: Judgement) -> str:
-    return judgement.status if judgement.verdict is None else _verdict(group, judgement).status
+    return verdict.status, explain(verdict)
 
 
 def _verdict(group: Group, judgement: Judgement) -> Verdict:

@@ -18,7 +18,7 @@ from capsrepro.errors import UsageError
 from capsrepro.files import digest
 from capsrepro.metrics import stem_of
 from capsrepro.records import Record
-from capsrepro.report.measurements import Fact, Measurement, kept_files, measurements
+from capsrepro.report.measurements import Fact, Measurement, kept_files, made_from, measurements
 from capsrepro.schema.params import Params
 
 # What params.yaml asks for: by protocol and model, any one of its runs and all its seeds.
@@ -168,6 +168,10 @@ def _group(
     name = (first.protocol, first.model)
     wanted = asked[name][1] if superseded is None and name in asked else []
     finished = [r for r in records if r.status == "finished"]
+    made = {
+        run.run: [one for one in evaluations.get(run.run, ()) if made_from(one, run)]
+        for run in finished
+    }
     seeds = {r.seed for r in records}
     return Group(
         protocol=first.protocol,
@@ -187,10 +191,10 @@ def _group(
         },
         missing=tuple(seed for seed in wanted if seed not in seeds),
         uncommitted=tuple(sorted(r.seed for r in records if r.code.git_dirty)),
-        measurements=measurements(finished, evaluations),
-        scores=kept_files(finished, evaluations, scores.KIND, scores.NAME),
+        measurements=measurements(finished, made),
+        scores=kept_files(finished, made, scores.KIND, scores.NAME),
         runs={r.seed: r for r in sorted(finished, key=lambda r: r.seed)},
-        pictures=kept_files(finished, evaluations, "reconstruct", "reconstruct.npz"),
+        pictures=kept_files(finished, made, "reconstruct", "reconstruct.npz"),
     )
 
 

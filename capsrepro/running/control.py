@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-import torch
 from tqdm import tqdm
 
 from capsrepro.errors import CapsreproError
 from capsrepro.files import sweep
+from capsrepro.running.parent import has_submitter
 from capsrepro.schema.params import Recipe
 
 
@@ -74,6 +74,9 @@ def explained(run: str, device: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # Only here, so that what keeps an eye on runs need not wait for torch.
+        import torch
+
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise CapsreproError(
@@ -84,6 +87,9 @@ def explained(run: str, device: str) -> Iterator[None]:
 
 class StopSignals:
     """Remembers the first SIGINT or SIGTERM; a second one ends the process at once.
+
+    Not so under `capsrepro submit`: a cluster sends the signal to all processes of a job and submit
+    passes it on, so that the second may be the same one again, while a checkpoint is written.
 
     Attributes:
         received: The signal's number, 0 while there was none.
@@ -97,12 +103,15 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.received and has_submitter():
+            return  # what is left to do is to say that a checkpoint is saved
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, signal.SIG_DFL)
+        if not has_submitter():
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Progress:

@@ -66,7 +66,7 @@ def describe_environment(device: torch.device, precision: str) -> Environment:
     cudnn = str(torch.backends.cudnn.version()) if has_gpu else None  # type: ignore[no-untyped-call]
     return Environment(
         versions={
-            "capsrepro": importlib.metadata.version("capsrepro"),
+            "capsrepro": _own_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": importlib.metadata.version("numpy"),
@@ -79,6 +79,14 @@ def describe_environment(device: torch.device, precision: str) -> Environment:
         precision=precision,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def _own_version() -> str | None:
+    """None where the program runs from its folder without being installed."""
+    try:
+        return importlib.metadata.version("capsrepro")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _device_name(device: torch.device) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 
-from capsrepro.config import RunSpec, requested_runs
+from capsrepro.config import RunSpec
 from capsrepro.project import Project
 from capsrepro.records import Record, read_records
 from capsrepro.running.matching import why_stale
-from capsrepro.schema.params import Params
 
 
 @dataclass(frozen=True)
@@ -18,40 +17,56 @@ class Pending:
     """One run that is still owed.
 
     Attributes:
-        run: Its name.
+        spec: What it is.
         reason: Why there is no current record.
         cost_s: Estimated training time from records of the same model on whatever machine made
             them; None when there is none to go by.
+        after: The run that it is matched to, when that one is owed as well.
     """
 
-    run: str
+    spec: RunSpec
     reason: str
     cost_s: float | None
+    after: str | None = None
+
+    @property
+    def run(self) -> str:
+        """Its name."""
+        return self.spec.name
+
+    @property
+    def cost(self) -> str:
+        """The estimate in words."""
+        return "time unknown" if self.cost_s is None else f"about {self.cost_s / 60:.0f} min"
 
     def document(self) -> dict[str, object]:
         """As JSON."""
-        return asdict(self)
+        return {"run": self.run, "reason": self.reason, "cost_s": self.cost_s}
 
 
-def pending_runs(project: Project, params: Params, data_digests: dict[str, str]) -> list[Pending]:
-    """Every requested run without a current train record, and what these are matched to first.
+def pending_runs(
+    project: Project, wanted: Iterable[RunSpec], data_digests: dict[str, str]
+) -> list[Pending]:
+    """Every wanted run without a current train record, and what these are matched to first.
 
     Args:
         project: Where the records are.
-        params: What is asked for.
+        wanted: What is asked for.
         data_digests: Digest of each data set that is prepared here, by name.
     """
     known = {r.run: r for r in read_records(project.results) if r.kind == "train"}
     pending: dict[str, Pending] = {}
-    for spec in _references_first(requested_runs(params)):
+    for spec in references_first(wanted):
         reason = why_stale(spec, data_digests.get(spec.protocol.dataset), known.get)
         if reason is not None:
             cost_s = _estimate(spec, known.values())
-            pending.setdefault(spec.name, Pending(spec.name, reason, cost_s))
+            after = spec.reference.name if spec.reference else None
+            after = after if after in pending else None
+            pending.setdefault(spec.name, Pending(spec, reason, cost_s, after))
     return list(pending.values())
 
 
-def _references_first(specs: Iterable[RunSpec]) -> Iterator[RunSpec]:
+def references_first(specs: Iterable[RunSpec]) -> Iterator[RunSpec]:
     """Each run behind the one that it is matched to, which may come a second time."""
     for spec in specs:
         if spec.reference is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
@@ -37,6 +38,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
+class _Adam(torch.optim.Adam):
+    """torch's Adam without what hides it from torch's compiler, which is imported to do so.
+
+    Nothing here is compiled, and the import takes a second at the start of every run. Otherwise
+    `step` only switches gradients off, for which it is wrapped anew.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Adam over all parameters of the model; kernels and transforms alone decay.
 
@@ -48,7 +63,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         decaying[recipe.weight_decay > 0 and parameter.ndim > 1].append(parameter)
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
-    return torch.optim.Adam(
+    return _Adam(
         [
             {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
             for decays, parameters in decaying.items()

@@ -46,7 +46,9 @@ def stream_seed(seed: int, stream: str) -> int:
 def make_deterministic() -> None:
     """Ask torch for algorithms that give the same bits every time on the same hardware."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # The same as torch.use_deterministic_algorithms(True), which also tells the compiler of torch
+    # and imports it to do so: a second at every start, for what nothing here uses.
+    torch.set_deterministic_debug_mode("error")
     # Nothing here reads memory before writing it, and filling it all with NaN costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

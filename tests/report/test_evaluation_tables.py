@@ -187,7 +187,7 @@ def test_no_table_where_nothing_but_curves_and_attacks_was_measured(
 def test_files_of_its_own_in_every_format(
     records: list[Record], params: Params, tmp_path: Path
 ) -> None:
-    paths = write_tables(records, [], params, tmp_path, ["mnist"])
+    paths = write_tables(all_tables(records, [], params, ["mnist"]), tmp_path)
     names = [path.name for path in paths if path.stem == "mnist-evaluations"]
     assert names == [f"mnist-evaluations{suffix}" for suffix in SUFFIXES.values()]
     assert all("label" in path.read_text() for path in paths if path.name in names)

@@ -13,6 +13,7 @@ from capsrepro.records import Record
 from capsrepro.report.page import (
     all_tables,
     inject,
+    of_protocols,
     readme_blocks,
     readme_is_current,
     write_tables,
@@ -37,7 +38,8 @@ The end.
 def test_tables_are_written_in_five_formats(
     params: Params, trained: MakeAll, claim: MakeClaim, tmp_path: Path
 ) -> None:
-    paths = write_tables(trained("capsnet-r3-recon", [0.25]), [claim()], params, tmp_path)
+    tables = all_tables(trained("capsnet-r3-recon", [0.25]), [claim()], params)
+    paths = write_tables(tables, tmp_path)
     assert [path.relative_to(tmp_path / "tables").as_posix() for path in paths] == [
         f"{name}.{suffix}"
         for name in ("mnist", "mnist-short", "verdicts", "claims", "readings")
@@ -50,10 +52,10 @@ def test_writing_again_changes_nothing(
     params: Params, trained: MakeAll, claim: MakeClaim, tmp_path: Path
 ) -> None:
     records = trained("capsnet-r3-recon", [0.25, 0.26])
-    paths = write_tables(records, [claim()], params, tmp_path)
+    paths = write_tables(all_tables(records, [claim()], params), tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_ino) for path in paths}
     paths[0].write_text("by hand")
-    again = write_tables(records[::-1], [claim()], params, tmp_path)
+    again = write_tables(all_tables(records[::-1], [claim()], params), tmp_path)
     assert again == paths
     assert {path: path.read_bytes() for path in paths} == {p: b for p, (b, _) in before.items()}
     # A file that agreed was not even replaced.
@@ -61,8 +63,10 @@ def test_writing_again_changes_nothing(
 
 
 def test_only_the_protocols_asked_for(params: Params, tmp_path: Path) -> None:
-    paths = write_tables([], [], params, tmp_path, ["mnist-short"])
-    assert {path.stem for path in paths} == {"mnist-short", "verdicts", "claims", "readings"}
+    expected = {"mnist-short", "verdicts", "claims", "readings"}
+    paths = write_tables(all_tables([], [], params, ["mnist-short"]), tmp_path)
+    assert {path.stem for path in paths} == expected
+    assert of_protocols(all_tables([], [], params), ["mnist-short"]).keys() == expected
 
 
 def test_an_unknown_protocol_is_refused(params: Params) -> None:

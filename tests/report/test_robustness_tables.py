@@ -350,7 +350,7 @@ def test_nothing_of_both_is_an_evaluation_and_none_of_it_where_nothing_was_done(
 def test_files_in_every_format_and_links_in_the_readme(
     records: list[Record], params: Params, tmp_path: Path
 ) -> None:
-    paths = write_tables(records, [], params, tmp_path, ["mnist"])
+    paths = write_tables(all_tables(records, [], params, ["mnist"]), tmp_path)
     name = "mnist-robustness"
     written = [path.name for path in paths if path.stem == name]
     assert written == [f"{name}{suffix}" for suffix in SUFFIXES.values()]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,61 @@ def test_without_decay_one_group_holds_every_parameter():
     (group,) = make_optimizer(model, PARAMS.protocols["digits"].recipe).param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters()]
     assert group["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_it_is_torchs_adam_bit_for_bit(decay):
+    """Also across a checkpoint."""
+    recipe = TEXT.model_copy(update={"weight_decay": decay})
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    other = nn.Linear(5, 3)
+    other.load_state_dict(model.state_dict())
+    groups = [
+        {"params": [other.weight], "weight_decay": decay},
+        {"params": [other.bias], "weight_decay": 0.0},
+    ]
+    settings = {
+        "lr": recipe.learning_rate,
+        "betas": recipe.adam_betas,
+        "eps": recipe.adam_epsilon,
+    }
+    ours, theirs = make_optimizer(model, recipe), torch.optim.Adam(groups, **settings)
+    for step in range(6):
+        images = torch.randn(4, 5)
+        for network, optimizer in ((model, ours), (other, theirs)):
+            optimizer.zero_grad(set_to_none=True)
+            network(images).square().sum().backward()
+            optimizer.step()
+        if step == 2:
+            ours.load_state_dict(ours.state_dict())
+    assert torch.equal(model.weight, other.weight)
+    assert torch.equal(model.bias, other.bias)
+    assert not any(p.requires_grad for s in ours.state.values() for p in s.values())
+
+
+@pytest.mark.slow
+def test_no_step_imports_the_compiler():
+    program = """
+import sys, torch
+from pathlib import Path
+from capsrepro.config import load_params
+from capsrepro.training.optimisation import make_optimizer
+from capsrepro.training.state import make_deterministic
+make_deterministic()
+assert torch.are_deterministic_algorithms_enabled()
+assert not torch.is_deterministic_algorithms_warn_only_enabled()
+model = torch.nn.Linear(2, 2)
+optimizer = make_optimizer(model, load_params(Path("params.yaml")).protocols["mnist"].recipe)
+for _ in range(2):
+    optimizer.zero_grad(set_to_none=True)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
