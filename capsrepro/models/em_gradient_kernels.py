@@ -136,24 +136,22 @@ def slope_weights(
 
 @_kernel
 def slope_children(
-    slopes_PNJQ, slots_XM, d_here_HQ, d_active_HQ, L, K, X, I, J, M, BLOCKS,
-    ADD: tl.constexpr, BI: tl.constexpr, Q: tl.constexpr,
+    slopes_PNJQ, slots_XM, d_here_HQ, d_active_HQ, L, K, X, I, J, M,
+    ADD: tl.constexpr, BJ: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """Sum of R ∂w over every parent that sees a child, also added to ∂a."""
-    h, q = (tl.program_id(0) * BI + tl.arange(0, BI))[None, :], tl.arange(0, Q)[:, None]
+    h, q, j = tl.program_id(0), tl.arange(0, Q)[:, None], tl.arange(0, BJ)[None, :]
     g, x, i = h // (X * I), (h // I) % X, h % I
-    real = (h < BLOCKS * X * I) & (q >= 0)
-    summed = tl.zeros([Q, BI], d_here_HQ.dtype.element_ty)
+    summed = tl.zeros([Q, 1], d_here_HQ.dtype.element_ty)
     for m in range(M):
-        slot = tl.load(slots_XM + x * M + m + q * 0, mask=real, other=L * K).to(tl.int32)
-        seen = (slot < L * K) & real
-        start = slopes_PNJQ + ((g * L * K + slot) * I + i) * J * Q + q
-        for j in range(J):
-            summed += tl.load(start + j * Q, mask=seen, other=0.0)
-    tl.store(d_here_HQ + h * Q + q, summed, mask=real)
+        slot = tl.load(slots_XM + x * M + m).to(tl.int32)
+        seen = (slot + j * 0 + q * 0 < L * K) & (j < J)
+        start = slopes_PNJQ + ((g * L * K + slot) * I + i) * J * Q
+        summed += tl.sum(tl.load(start + j * Q + q, mask=seen, other=0.0), axis=1)[:, None]
+    tl.store(d_here_HQ + h * Q + q, summed)
     if ADD:
-        summed += tl.load(d_active_HQ + h * Q + q, mask=real)
-    tl.store(d_active_HQ + h * Q + q, summed, mask=real)
+        summed += tl.load(d_active_HQ + h * Q + q)
+    tl.store(d_active_HQ + h * Q + q, summed)
 
 
 @_kernel

@@ -157,22 +157,22 @@ def offer(
 
 @_kernel
 def compete(
-    logs_PNJQ, slots_XM, over_HQ, L, K, X, I, J, M, BLOCKS, BI: tl.constexpr, Q: tl.constexpr
-):
+    logs_PNJQ, slots_XM, over_HQ, L, K, X, I, J, M, BJ: tl.constexpr, Q: tl.constexpr
+):  # fmt: skip
     """The log Σ exp over every parent that sees a child; 0 for a child that nobody sees."""
-    h, q = (tl.program_id(0) * BI + tl.arange(0, BI))[None, :], tl.arange(0, Q)[:, None]
+    h, q, j = tl.program_id(0), tl.arange(0, Q)[:, None], tl.arange(0, BJ)[None, :]
     g, x, i = h // (X * I), (h // I) % X, h % I
-    real = (h < BLOCKS * X * I) & (q >= 0)
-    most = tl.full([Q, BI], -1e30, over_HQ.dtype.element_ty)
+    most = tl.full([Q, 1], -1e30, over_HQ.dtype.element_ty)
     summed = most * 0.0
     for m in range(M):
-        slot = tl.load(slots_XM + x * M + m + q * 0, mask=real, other=L * K).to(tl.int32)
-        seen = (slot < L * K) & real
-        start = logs_PNJQ + ((g * L * K + slot) * I + i) * J * Q + q
-        for j in range(J):
-            log = tl.load(start + j * Q, mask=seen, other=-1e30)
-            higher = tl.maximum(most, log)
-            summed = summed * tl.exp(most - higher) + tl.where(seen, tl.exp(log - higher), 0.0)
-            most = higher
-    over = tl.where(summed > 0, most + tl.log(summed), 0.0)
-    tl.store(over_HQ + h * Q + q, over, mask=real)
+        slot = tl.load(slots_XM + x * M + m).to(tl.int32)
+        seen = (slot + j * 0 + q * 0 < L * K) & (j < J)
+        start = logs_PNJQ + ((g * L * K + slot) * I + i) * J * Q
+        log = tl.load(start + j * Q + q, mask=seen, other=-1e30)
+        higher = tl.maximum(most, tl.max(log, axis=1)[:, None])
+        here = tl.where(seen, tl.exp(log - higher), 0.0)
+        summed = summed * tl.exp(most - higher) + tl.sum(here, axis=1)[:, None]
+        most = higher
+    # Of nothing, the logarithm of 1.
+    empty = tl.where(summed > 0, 0.0, 1.0)
+    tl.store(over_HQ + h * Q + q, most * (1 - empty) + tl.log(summed + empty))

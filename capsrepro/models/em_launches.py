@@ -34,7 +34,7 @@ class Tiles(NamedTuple):
 
 TILES = Tiles()
 
-# Children or parents of a program that only adds up what others wrote, and its warps.
+# Parents of a program that only adds up what others wrote, and its warps.
 _FEW = 4
 
 
@@ -272,10 +272,10 @@ class Launcher:
         )  # fmt: skip
 
     def _for_children(self, kernel: Any, tensors: Any, **options: Any) -> None:
-        """A program for each few children."""
-        kernel[-(-self.H // _FEW),](
-            *tensors, self.L, self.K, self.X, self.I, self.J, self.M, self.G,
-            BI=_FEW, Q=self.Q, num_warps=_FEW, **options,
+        """A program for each child, with all of its parents at a place in one tile."""
+        kernel[self.H,](
+            *tensors, self.L, self.K, self.X, self.I, self.J, self.M,
+            BJ=1 << (self.J - 1).bit_length(), Q=self.Q, num_warps=1, **options,
         )  # fmt: skip
 
     def _on_parents(self, kernel: Any, tensors: Any, numbers: Any, **options: Any) -> None:
