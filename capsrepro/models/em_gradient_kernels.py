@@ -27,6 +27,48 @@ from capsrepro.models.em_kernels import SIZES
 _kernel = triton.jit(do_not_specialize=SIZES)
 
 
+@triton.jit
+def _by_offers(
+    zeroth_SPJQ, first_SPJFQ, second_SPJFQ, precision, P, J, S, p, j, q, Q: tl.constexpr
+):  # fmt: skip
+    """Gradients of log a, pose and σ² by log a − ½ Σ ln 2πσ² − ½ Σ (V − pose)² / σ²."""
+    d_log = tl.load(zeroth_SPJQ + (p * J + j) * Q + q)
+    first = load_pose(first_SPJFQ + (p * J + j) * 16 * Q + q, Q)
+    second = load_pose(second_SPJFQ + (p * J + j) * 16 * Q + q, Q)
+    for s in range(1, S):
+        part = (s * P + p) * J + j
+        d_log += tl.load(zeroth_SPJQ + part * Q + q)
+        first = plus(first, load_pose(first_SPJFQ + part * 16 * Q + q, Q))
+        second = plus(second, load_pose(second_SPJFQ + part * 16 * Q + q, Q))
+    bent = plus_product(fill(-0.5 * d_log), [0.5 * y for y in second], precision)
+    return d_log, product(first, precision), product(bent, precision)
+
+
+@triton.jit
+def _store_moments(
+    mean, variance, divisor, d_mass, d_mean, d_variance,
+    epsilon, moments_PJ2FQ, rest_PJQ, lines_PJ2FQ, place, q, real, Q: tl.constexpr,
+):  # fmt: skip
+    """Write k, h and the rest of ∂w, and slope and level, from gradients of the moments."""
+    k = [y / divisor for y in d_variance]
+    h = plus_scaled(d_mean, product(mean, k), -2 * epsilon)
+    h = [y / divisor for y in h]
+    store_pose(moments_PJ2FQ + place * 32 * Q + q, Q, k, real)
+    store_pose(moments_PJ2FQ + place * 32 * Q + 16 * Q + q, Q, h, real)
+    tl.store(rest_PJQ + place * Q + q, -plus_dot(-d_mass, variance, k), mask=real)
+    line, twice_k = lines_PJ2FQ + place * 32 * Q + q, [2 * y for y in k]
+    store_pose(line, Q, twice_k, real)
+    store_pose(line + 16 * Q, Q, plus_product(h, minus(twice_k), mean), real)
+
+
+@triton.jit
+def _by_blend(mean, pose, d_pose, d_whole, new_share):
+    """Gradients of the mean and of the pose before, by pose and σ² = v + (mean − pose)²."""
+    twice = product(plus(mean, minus(pose)), [2 * y for y in d_whole])
+    d_pose = plus(d_pose, minus(twice))
+    return plus_scaled(twice, d_pose, new_share), [y * (1 - new_share) for y in d_pose]
+
+
 @_kernel
 def slope_fit(
     fits_PJ4FQ, scalars_P2JQ, beta_u_J, d_poses_PJFQ, d_logs_PJQ, lost_GQ,
@@ -50,18 +92,9 @@ def slope_fit(
         d_log = tl.load(d_logs_PJQ + place * Q + q)
         d_whole = [y * 0.0 for y in mean]
     else:
-        d_log = tl.load(zeroth_SPJQ + place * Q + q)
-        first = load_pose(first_SPJFQ + place * 16 * Q + q, Q)
-        second = load_pose(second_SPJFQ + place * 16 * Q + q, Q)
-        for s in range(1, S):
-            part = (s * P + p) * J + j
-            d_log += tl.load(zeroth_SPJQ + part * Q + q)
-            first = plus(first, load_pose(first_SPJFQ + part * 16 * Q + q, Q))
-            second = plus(second, load_pose(second_SPJFQ + part * 16 * Q + q, Q))
-        # Of −½ ln 2πσ² − ½ (V − pose)² / σ².
-        d_pose = product(first, precision)
-        bent = plus_product(fill(-0.5 * d_log), [0.5 * y for y in second], precision)
-        d_whole = product(bent, precision)
+        d_log, d_pose, d_whole = _by_offers(
+            zeroth_SPJQ, first_SPJFQ, second_SPJFQ, precision, P, J, S, p, j, q, Q
+        )
         line = offer_lines_PJ2FQ + place * 32 * Q + q
         store_pose(line, Q, minus(precision), real)
         store_pose(line + 16 * Q, Q, product(precision, pose), real)
@@ -85,24 +118,12 @@ def slope_fit(
     tl.store(d_betas_2PJQ + (P * J + place) * Q + q, d_beta_u, mask=real)
     d_mean = d_pose
     if BLEND:
-        gap = plus(mean, minus(pose))
-        twice = product(gap, [2 * y for y in d_whole])
-        d_pose = plus(d_pose, minus(twice))
-        d_mean = plus_scaled(twice, d_pose, new_share)
-        d_before = [y * (1 - new_share) for y in d_pose]
+        d_mean, d_before = _by_blend(mean, pose, d_pose, d_whole, new_share)
         store_pose(d_before_PJFQ + place * 16 * Q + q, Q, d_before, real)
-    divisor = mass + epsilon
-    k = [y / divisor for y in d_whole]
-    h = plus_scaled(d_mean, product(mean, k), -2 * epsilon)
-    h = [y / divisor for y in h]
-    store_pose(moments_PJ2FQ + place * 32 * Q + q, Q, k, real)
-    store_pose(moments_PJ2FQ + place * 32 * Q + 16 * Q + q, Q, h, real)
-    rest = plus_dot(-d_mass * mass_factor, load_pose(start + 32 * Q, Q), k)
-    tl.store(rest_PJQ + place * Q + q, -rest, mask=real)
-    twice_k = [2 * y for y in k]
-    line = lines_PJ2FQ + place * 32 * Q + q
-    store_pose(line, Q, twice_k, real)
-    store_pose(line + 16 * Q, Q, plus_product(h, minus(twice_k), mean), real)
+    _store_moments(
+        mean, load_pose(start + 32 * Q, Q), mass + epsilon, d_mass * mass_factor, d_mean, d_whole,
+        epsilon, moments_PJ2FQ, rest_PJQ, lines_PJ2FQ, place, q, real, Q,
+    )  # fmt: skip
 
 
 @_kernel

@@ -43,8 +43,9 @@ def supported(poses_BXIRC: Tensor, parents: int, fields: ReceptiveFields, how: E
     """
     B, _, types, *pose = poses_BXIRC.shape
     L, K = fields.windows.shape
-    images = -(-B // TILES.images) * TILES.images
-    most = images * L * parents * max(how.iterations * K * types, 64 * how.iterations, 16 * K)
+    places = -(-B // TILES.images) * TILES.images * L
+    pairs = how.iterations * K * types * parents
+    most = places * max(pairs, 64 * how.iterations * parents, 16 * K * parents, 16 * K * types)
     return (
         poses_BXIRC.is_cuda
         and poses_BXIRC.dtype == torch.float32
