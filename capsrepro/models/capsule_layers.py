@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from capsrepro.models.convolution import Conv2d
+from capsrepro.models.em_launches import TILES, Tiles
 from capsrepro.models.em_routing import EMRouting, Parents, em_routing
+from capsrepro.models.em_routing_cuda import fused_em_routing, supported
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import FactoredVotes, Votes, WrittenVotes
 
@@ -118,6 +120,15 @@ class RoutedCapsules(nn.Module):
         betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
         return em_routing(self.votes(children), activations_TN, self.fields, *betas, self.how)
 
+    def route_fused(self, children: Capsules, tiles: Tiles = TILES) -> Capsules:
+        """The last capsules of `route`, by the kernels for GPUs."""
+        transforms_KIKJC = self.transforms_KIKJC.expand(self.fields.windows.shape[1], *[-1] * 4)
+        betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
+        parents = fused_em_routing(
+            *children, transforms_KIKJC, self.offsets, betas, self.fields, self.how, tiles
+        )
+        return Capsules(*parents)
+
     def capsules_of(self, parents: Parents, images: int) -> Capsules:
         """The parents of one iteration as a layer of capsules of `images` images."""
         shape = images, len(self.fields.windows), self.types
@@ -126,4 +137,7 @@ class RoutedCapsules(nn.Module):
 
     def forward(self, children: Capsules) -> Capsules:
         """Capsules at every place of parents."""
-        return self.capsules_of(self.route(children)[-1], len(children.poses))
+        poses, fields = children.poses, self.fields
+        if self.factored and supported(poses, self.types, fields, self.how):
+            return self.route_fused(children)
+        return self.capsules_of(self.route(children)[-1], len(poses))

@@ -26,6 +26,7 @@ class ReceptiveFields(nn.Module):
         windows: Place of the child under each place of the kernel, shape (L, K).
         slots: Where in the flattened `windows` a child stands, L·K where there is none, (X, M).
         seen: By how many places of parents a child is seen; 0 for those beyond the last stride.
+        seen_places: How many places of children are seen at all.
 
     Raises:
         ValueError: The kernel is larger than the grid.
@@ -46,6 +47,7 @@ class ReceptiveFields(nn.Module):
         self.register_buffer("windows", children_LK, persistent=False)
         self.register_buffer("slots", _inverse(children_LK, seen_X), persistent=False)
         self.register_buffer("seen", seen_X, persistent=False)
+        self.seen_places = int((seen_X > 0).sum())
 
     def patches(self, children_BXF: Tensor) -> Tensor:
         """What the parents of each place see, shape (B, L, K, F)."""
