@@ -1,0 +1,206 @@
+"""Votes on the processor: made in registers by compiled loops, again at every use.
+
+Shape suffixes: see `capsrepro.models.votes`; S is N filled up to whole vectors with children at 0
+that weigh nothing.
+
+`CompiledVotes` gives the sums of `FactoredVotes` to within rounding, gradients included, without
+writing votes to memory at all (`capsrepro.models.votes_kernels`). T is cut into the same parts
+however many threads there are, and their gradients are added in one order: results depend on
+neither.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from capsrepro.models.votes import MASS_EPSILON, Moments
+
+# Ranges of T that threads take; each needs gradients of the transforms of its own.
+_PARTS = 8
+
+
+@cache
+def _has_compiler() -> bool:
+    return find_spec("llvmlite") is not None
+
+
+def can_compile(patches_NTRK: Tensor) -> bool:
+    """Whether `CompiledVotes` can take these: on the processor, in float32 or float64."""
+    on_processor = patches_NTRK.device.type == "cpu"
+    return on_processor and patches_NTRK.dtype in (torch.float32, torch.float64) and _has_compiler()
+
+
+class CompiledVotes:
+    """Votes that are never in memory.
+
+    Args: see `capsrepro.models.votes.FactoredVotes`; only where `can_compile` says so.
+    """
+
+    def __init__(
+        self, patches_NTRK: Tensor, transforms_NKJC: Tensor, offsets_NRC: Tensor | None = None
+    ) -> None:
+        from capsrepro.models.vector_code import lanes_of
+
+        self.children = len(patches_NTRK)
+        self.missing = -self.children % lanes_of(patches_NTRK.dtype)
+        patches_TRKS = self._filled(patches_NTRK.permute(1, 2, 3, 0))
+        transforms_JKCS = self._filled(transforms_NKJC.permute(2, 1, 3, 0))
+        offsets_RCS = None if offsets_NRC is None else self._filled(offsets_NRC.permute(1, 2, 0))
+        self.factors = patches_TRKS, transforms_JKCS, offsets_RCS
+
+    def moments(self, weights_TJN: Tensor) -> Moments:
+        """See `Votes`."""
+        return Moments(*_Moments.apply(self._filled(weights_TJN), *self.factors))
+
+    def distances(self, centres_TRJC: Tensor, precisions_TRJC: Tensor) -> Tensor:
+        """See `Votes`."""
+        parents = centres_TRJC.contiguous(), precisions_TRJC.contiguous()
+        distances_TJS: Tensor = _Distances.apply(*parents, *self.factors)
+        return distances_TJS[:, :, : self.children]
+
+    def _filled(self, values: Tensor) -> Tensor:
+        return (F.pad(values, (0, self.missing)) if self.missing else values).contiguous()
+
+
+class _Moments(torch.autograd.Function):
+    """`Votes.moments`; the gradients are those of `FactoredVotes`, told there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weights_TJS: Tensor,
+        patches_TRKS: Tensor,
+        transforms_JKCS: Tensor,
+        offsets_RCS: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        factors = patches_TRKS, transforms_JKCS, offsets_RCS
+        mass_TJ = weights_TJS.new_empty(weights_TJS.shape[:2])
+        mean_TRJC = weights_TJS.new_empty(_parents_shape(patches_TRKS, transforms_JKCS))
+        variance_TRJC = torch.empty_like(mean_TRJC)
+        kept = weights_TJS.new_empty(_PARTS, mean_TRJC[0, :, 0].numel() * weights_TJS.shape[2])
+        epsilon = weights_TJS.new_tensor(MASS_EPSILON)
+        _run("moments", kept, [mass_TJ, mean_TRJC, variance_TRJC, weights_TJS, epsilon], factors)
+        ctx.save_for_backward(weights_TJS, *factors, mass_TJ, mean_TRJC, variance_TRJC)
+        return mass_TJ, mean_TRJC, variance_TRJC
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_mass_TJ: Tensor, d_mean_TRJC: Tensor, d_variance_TRJC: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        weights_TJS, *factors, mass_TJ, mean_TRJC, variance_TRJC = ctx.saved_tensors
+        divisor = (mass_TJ + MASS_EPSILON)[:, None, :, None]
+        k_TRJC = d_variance_TRJC / divisor
+        h_TRJC = (d_mean_TRJC - 2 * MASS_EPSILON * mean_TRJC * k_TRJC) / divisor
+        base_TJ = d_mass_TJ - (variance_TRJC * k_TRJC).sum((1, 3))
+        d_weights_TJS = torch.empty_like(weights_TJS)
+        sums = [weights_TJS, mean_TRJC, k_TRJC, h_TRJC, base_TJ]
+        d_factors = _gradients("moments_gradient", [d_weights_TJS, *sums], factors)
+        return d_weights_TJS, *d_factors, None
+
+
+class _Distances(torch.autograd.Function):
+    """`Votes.distances`; the gradients are those of `FactoredVotes`, told there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        centres_TRJC: Tensor,
+        precisions_TRJC: Tensor,
+        patches_TRKS: Tensor,
+        transforms_JKCS: Tensor,
+        offsets_RCS: Tensor | None,
+    ) -> Tensor:
+        factors = patches_TRKS, transforms_JKCS, offsets_RCS
+        T, _, J, _ = centres_TRJC.shape
+        distances_TJS = centres_TRJC.new_empty(T, J, patches_TRKS.shape[3])
+        _run("distances", None, [distances_TJS, centres_TRJC, precisions_TRJC], factors)
+        ctx.save_for_backward(centres_TRJC, precisions_TRJC, *factors)
+        return distances_TJS
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_distances_TJS: Tensor) -> tuple[Tensor | None, ...]:
+        centres_TRJC, precisions_TRJC, *factors = ctx.saved_tensors
+        slopes_TRJC = 2 * precisions_TRJC
+        pulls_TRJC, squares_TRJC = (torch.empty_like(centres_TRJC) for _ in range(2))
+        sums = [pulls_TRJC, squares_TRJC, d_distances_TJS.contiguous(), centres_TRJC, slopes_TRJC]
+        d_factors = _gradients("distances_gradient", sums, factors)
+        return -slopes_TRJC * pulls_TRJC, squares_TRJC, *d_factors, None
+
+
+Factors = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _gradients(name: str, sums: list[Tensor], factors: Factors) -> tuple[Tensor, Tensor]:
+    """Run a kernel that adds to the gradients of patches_TRKS and transforms_JKCS."""
+    patches_TRKS, transforms_JKCS, _ = factors
+    d_patches_TRKS = torch.zeros_like(patches_TRKS)
+    d_transforms = transforms_JKCS.new_zeros(_PARTS, *transforms_JKCS.shape)
+    _run(name, d_transforms, [d_patches_TRKS, *sums], factors)
+    return d_patches_TRKS, d_transforms.sum(0)
+
+
+def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) -> None:
+    """Run a kernel on all places.
+
+    Args:
+        name: In `votes_kernels.KERNELS`.
+        own: Memory of which each part of T has its own, shape (_PARTS, …); the first array.
+        arrays: The others in their order, contiguous.
+        factors: Patches, transforms and offsets.
+    """
+    from capsrepro.models.votes_kernels import Pose, kernel
+
+    patches_TRKS, transforms_JKCS, offsets_RCS = factors
+    T, R, K, S = patches_TRKS.shape
+    J, _, C, _ = transforms_JKCS.shape
+    function = kernel(name, patches_TRKS.dtype, Pose(R, K, C, offsets_RCS is not None))
+    shared = [None if x is None else x.data_ptr() for x in (*arrays, *factors)]
+
+    def run(part: int) -> None:
+        mine = [] if own is None else [own[part].data_ptr()]
+        function(*mine, *shared, J, S, T * part // _PARTS, T * (part + 1) // _PARTS)
+
+    _on_threads(run)
+
+
+def _on_threads(run: Callable[[int], None]) -> None:
+    """Call it for every part, on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), _PARTS)
+    left = iter(range(_PARTS))
+
+    def work() -> None:
+        for part in left:
+            run(part)
+
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "votes")
+
+
+# Threads do not live on in a forked process.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def _parents_shape(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> tuple[int, ...]:
+    T, R, _, _ = patches_TRKS.shape
+    J, _, C, _ = transforms_JKCS.shape
+    return T, R, J, C
