@@ -10,6 +10,7 @@ processor gives the same bits.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,10 @@ from llvmlite import ir
 
 llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
+
+# Of the terms x^k / k! of e^x, the last that matters to |x| ≤ ln 2 / 2.
+_TERMS = {torch.float32: 7, torch.float64: 13}
+_LN_2 = {torch.float32: (0.693359375, -2.12194440e-4), torch.float64: (6.93147180369123816490e-01, 1.90821492927058770002e-10)}
 
 _INDEX = ir.IntType(64)
 _LANE = ir.IntType(32)
@@ -98,7 +103,7 @@ class VectorCode:
 
     def __init__(self, dtype: torch.dtype, arrays: list[str], numbers: list[str]) -> None:
         element = {torch.float32: ir.FloatType(), torch.float64: ir.DoubleType()}[dtype]
-        self.lanes, self.align = lanes_of(dtype), dtype.itemsize
+        self.dtype, self.lanes, self.align = dtype, lanes_of(dtype), dtype.itemsize
         self.vector = ir.VectorType(element, self.lanes)
         self.module = ir.Module()
         kinds = [element.as_pointer()] * len(arrays) + [_INDEX] * len(numbers)
@@ -150,6 +155,41 @@ class VectorCode:
         """The first vector where the index is 0."""
         first = self.builder.icmp_signed("==", _index(index), _index(0))
         return Vector(self.builder, self.builder.select(first, is_zero.value, else_.value))
+
+    def larger(self, one: Vector, other: Vector) -> Vector:
+        """The larger number in each lane."""
+        return self._where_less(one, other, other, one)
+
+    def exp(self, vector: Vector) -> Vector:
+        """e^x of numbers that are 0 or less; 0 where it is below the least normal number.
+
+        x = k ln 2 + rest: 2^k is put into the exponent's bits, e^rest is summed up.
+        """
+        info = torch.finfo(self.dtype)
+        digits = round(-math.log2(info.eps))
+        # A number so large that its last digit is 1: what is added to it is rounded to a whole.
+        rounder = self.constant(1.5 * 2**digits)
+        least = self.constant(math.log(info.tiny))
+        x = self._where_less(vector, least, least, vector)
+        shifted = x * self.constant(1 / math.log(2)) + rounder
+        k = shifted - rounder
+        high, low = (self.constant(part) for part in _LN_2[self.dtype])
+        rest = x - k * high - k * low
+        terms = [self.constant(1 / math.factorial(n)) for n in range(_TERMS[self.dtype], -1, -1)]
+        series = terms[0]
+        for term in terms[1:]:
+            series = series * rest + term
+        bits = ir.VectorType(ir.IntType(8 * self.align), self.lanes)
+        exponent = self.builder.shl(
+            self.builder.bitcast(shifted.value, bits), ir.Constant(bits, [digits] * self.lanes)
+        )
+        scaled = self.builder.add(self.builder.bitcast(series.value, bits), exponent)
+        power = Vector(self.builder, self.builder.bitcast(scaled, self.vector))
+        return self._where_less(vector, least, self.constant(0), power)
+
+    def _where_less(self, one: Vector, other: Vector, then: Vector, else_: Vector) -> Vector:
+        less = self.builder.fcmp_ordered("<", one.value, other.value)
+        return Vector(self.builder, self.builder.select(less, then.value, else_.value))
 
     def variable(self, start: Vector) -> Variable:
         """A vector that a loop may change."""

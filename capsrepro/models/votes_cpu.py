@@ -11,10 +11,7 @@ neither.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,10 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from capsrepro.models.threads import PARTS, in_parts
 from capsrepro.models.votes import MASS_EPSILON, Moments
-
-# Ranges of T that threads take; each needs gradients of the transforms of its own.
-_PARTS = 8
 
 
 @cache
@@ -58,9 +53,10 @@ class CompiledVotes:
         offsets_RCS = None if offsets_NRC is None else self._filled(offsets_NRC.permute(1, 2, 0))
         self.factors = patches_TRKS, transforms_JKCS, offsets_RCS
 
-    def moments(self, weights_TJN: Tensor) -> Moments:
+    def moments(self, shares_TJN: Tensor, factors_TN: Tensor) -> Moments:
         """See `Votes`."""
-        return Moments(*_Moments.apply(self._filled(weights_TJN), *self.factors))
+        weights = self._filled(shares_TJN), self._filled(factors_TN)
+        return Moments(*_Moments.apply(*weights, *self.factors))
 
     def distances(self, centres_TRJC: Tensor, precisions_TRJC: Tensor) -> Tensor:
         """See `Votes`."""
@@ -78,19 +74,21 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        weights_TJS: Tensor,
+        shares_TJS: Tensor,
+        factors_TS: Tensor,
         patches_TRKS: Tensor,
         transforms_JKCS: Tensor,
         offsets_RCS: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         factors = patches_TRKS, transforms_JKCS, offsets_RCS
-        mass_TJ = weights_TJS.new_empty(weights_TJS.shape[:2])
-        mean_TRJC = weights_TJS.new_empty(_parents_shape(patches_TRKS, transforms_JKCS))
+        mass_TJ = shares_TJS.new_empty(shares_TJS.shape[:2])
+        mean_TRJC = shares_TJS.new_empty(_parents_shape(patches_TRKS, transforms_JKCS))
         variance_TRJC = torch.empty_like(mean_TRJC)
-        kept = weights_TJS.new_empty(_PARTS, mean_TRJC[0, :, 0].numel() * weights_TJS.shape[2])
-        epsilon = weights_TJS.new_tensor(MASS_EPSILON)
-        _run("moments", kept, [mass_TJ, mean_TRJC, variance_TRJC, weights_TJS, epsilon], factors)
-        ctx.save_for_backward(weights_TJS, *factors, mass_TJ, mean_TRJC, variance_TRJC)
+        kept = shares_TJS.new_empty(PARTS, mean_TRJC[0, :, 0].numel() * shares_TJS.shape[2])
+        epsilon = shares_TJS.new_tensor(MASS_EPSILON)
+        sums = [mass_TJ, mean_TRJC, variance_TRJC]
+        _run("moments", kept, [*sums, shares_TJS, factors_TS, epsilon], factors)
+        ctx.save_for_backward(shares_TJS, factors_TS, *factors, *sums)
         return mass_TJ, mean_TRJC, variance_TRJC
 
     @staticmethod
@@ -98,15 +96,15 @@ class _Moments(torch.autograd.Function):
     def backward(
         ctx: Any, d_mass_TJ: Tensor, d_mean_TRJC: Tensor, d_variance_TRJC: Tensor
     ) -> tuple[Tensor | None, ...]:
-        weights_TJS, *factors, mass_TJ, mean_TRJC, variance_TRJC = ctx.saved_tensors
+        shares_TJS, factors_TS, *factors, mass_TJ, mean_TRJC, variance_TRJC = ctx.saved_tensors
         divisor = (mass_TJ + MASS_EPSILON)[:, None, :, None]
         k_TRJC = d_variance_TRJC / divisor
         h_TRJC = (d_mean_TRJC - 2 * MASS_EPSILON * mean_TRJC * k_TRJC) / divisor
         base_TJ = d_mass_TJ - (variance_TRJC * k_TRJC).sum((1, 3))
-        d_weights_TJS = torch.empty_like(weights_TJS)
-        sums = [weights_TJS, mean_TRJC, k_TRJC, h_TRJC, base_TJ]
-        d_factors = _gradients("moments_gradient", [d_weights_TJS, *sums], factors)
-        return d_weights_TJS, *d_factors, None
+        d_shares_TJS, d_factors_TS = torch.empty_like(shares_TJS), torch.zeros_like(factors_TS)
+        sums = [d_shares_TJS, d_factors_TS, shares_TJS, factors_TS, mean_TRJC]
+        d_factors = _gradients("moments_gradient", [*sums, k_TRJC, h_TRJC, base_TJ], factors)
+        return d_shares_TJS, d_factors_TS, *d_factors, None
 
 
 class _Distances(torch.autograd.Function):
@@ -146,7 +144,7 @@ def _gradients(name: str, sums: list[Tensor], factors: Factors) -> tuple[Tensor,
     """Run a kernel that adds to the gradients of patches_TRKS and transforms_JKCS."""
     patches_TRKS, transforms_JKCS, _ = factors
     d_patches_TRKS = torch.zeros_like(patches_TRKS)
-    d_transforms = transforms_JKCS.new_zeros(_PARTS, *transforms_JKCS.shape)
+    d_transforms = transforms_JKCS.new_zeros(PARTS, *transforms_JKCS.shape)
     _run(name, d_transforms, [d_patches_TRKS, *sums], factors)
     return d_patches_TRKS, d_transforms.sum(0)
 
@@ -156,7 +154,7 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
 
     Args:
         name: In `votes_kernels.KERNELS`.
-        own: Memory of which each part of T has its own, shape (_PARTS, …); the first array.
+        own: Memory of which each part of T has its own, shape (PARTS, …); the first array.
         arrays: The others in their order, contiguous.
         factors: Patches, transforms and offsets.
     """
@@ -168,36 +166,11 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
     function = kernel(name, patches_TRKS.dtype, Pose(R, K, C, offsets_RCS is not None))
     shared = [None if x is None else x.data_ptr() for x in (*arrays, *factors)]
 
-    def run(part: int) -> None:
+    def run(part: int, first: int, last: int) -> None:
         mine = [] if own is None else [own[part].data_ptr()]
-        function(*mine, *shared, J, S, T * part // _PARTS, T * (part + 1) // _PARTS)
+        function(*mine, *shared, J, S, first, last)
 
-    _on_threads(run)
-
-
-def _on_threads(run: Callable[[int], None]) -> None:
-    """Call it for every part, on as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), _PARTS)
-    left = iter(range(_PARTS))
-
-    def work() -> None:
-        for part in left:
-            run(part)
-
-    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "votes")
-
-
-# Threads do not live on in a forked process.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    in_parts(run, T)
 
 
 def _parents_shape(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> tuple[int, ...]:

@@ -130,10 +130,25 @@ class _Parts:
             votes[r, c] = sum(products[1:], products[0])
         return votes, poses, matrix
 
+    def weights(self, t: Index, j: Index, n: Index) -> Vector:
+        """w = share · factor of the child."""
+        return self["shares_TJS"].load(t, j, n) * self["factors_TS"].load(t, n)
+
     def put(self, name: str, sums: Cells, t: Index, j: Index, column: Index) -> None:
         """Write one number for each of the tile's cells."""
         for (r, c), total in sums.items():
             self[name].put(total, t, r, j, self.code.plus(column, c))
+
+    def add_weights_gradient(
+        self, d_weights: Vector, t: Index, j: Index, column: Index, n: Index
+    ) -> None:
+        """∂share += factor ∂w, from 0 at the first columns, and ∂factor += Σ_j share ∂w."""
+        d_shares = self.code.either(column, self.zero, self["d_shares_TJS"].load(t, j, n))
+        d_shares += self["factors_TS"].load(t, n) * d_weights
+        self["d_shares_TJS"].store(d_shares, t, j, n)
+        d_factors = self["d_factors_TS"].load(t, n)
+        d_factors += self["shares_TJS"].load(t, j, n) * d_weights
+        self["d_factors_TS"].store(d_factors, t, n)
 
     def add_gradients(
         self,
@@ -169,7 +184,7 @@ def _moments(parts: _Parts) -> None:
         mass, sums = code.variable(parts.zero), parts.sums()
         with parts.children() as n:
             votes, _, _ = parts.votes(t, j, column, n)
-            weights = parts["weights_TJS"].load(t, j, n)
+            weights = parts.weights(t, j, n)
             mass.value += weights
             for place, cell in cells:
                 kept.store(votes[cell], n, place * code.lanes)
@@ -179,7 +194,7 @@ def _moments(parts: _Parts) -> None:
         means = {cell: code.total(sums[cell].value) * share for cell in parts.cells}
         squares = parts.sums()
         with parts.children() as n:
-            weights = parts["weights_TJS"].load(t, j, n)
+            weights = parts.weights(t, j, n)
             for place, cell in cells:
                 off = kept.load(n, place * code.lanes) - means[cell]
                 squares[cell].value += weights * off * off
@@ -198,8 +213,8 @@ def _moments_gradient(parts: _Parts) -> None:
         base = parts["base_TJ"].spread(t, j)
         with parts.children() as n:
             votes, poses, matrix = parts.votes(*tile, n)
-            weights = parts["weights_TJS"].load(t, j, n)
-            d_weights = code.either(column, base, parts["d_weights_TJS"].load(t, j, n))
+            weights = parts.weights(t, j, n)
+            d_weights = code.either(column, base, parts.zero)
             d_votes = {}
             for cell in parts.cells:
                 off = votes[cell] - means[cell]
@@ -207,7 +222,7 @@ def _moments_gradient(parts: _Parts) -> None:
                 slope = bent + h[cell]
                 d_weights += off * slope
                 d_votes[cell] = weights * (slope + bent)
-            parts["d_weights_TJS"].store(d_weights, t, j, n)
+            parts.add_weights_gradient(d_weights, *tile, n)
             parts.add_gradients(d_votes, poses, matrix, *tile, n)
 
 
@@ -253,15 +268,25 @@ def _distances_gradient(parts: _Parts) -> None:
 KERNELS: dict[str, tuple[Callable[[_Parts], None], tuple[str, ...]]] = {
     "moments": (
         _moments,
-        ("kept_S", "mass_TJ", "mean_TRJC", "variance_TRJC", "weights_TJS", "epsilon_"),
+        (
+            "kept_S",
+            "mass_TJ",
+            "mean_TRJC",
+            "variance_TRJC",
+            "shares_TJS",
+            "factors_TS",
+            "epsilon_",
+        ),
     ),
     "moments_gradient": (
         _moments_gradient,
         (
             "d_transforms_JKCS",
             "d_patches_TRKS",
-            "d_weights_TJS",
-            "weights_TJS",
+            "d_shares_TJS",
+            "d_factors_TS",
+            "shares_TJS",
+            "factors_TS",
             "mean_TRJC",
             "k_TRJC",
             "h_TRJC",
