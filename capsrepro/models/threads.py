@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 PARTS = 8
 """Ranges that places are cut into, whatever the number of threads."""
@@ -29,6 +30,17 @@ def in_parts(run: Callable[[int, int, int], None], places: int) -> None:
     work()
     for other in others:
         other.result()
+
+
+def addresses(arrays: Sequence[Tensor | None]) -> list[int | None]:
+    """Where arrays lie in memory, for loops that know no strides; None where there is none.
+
+    Raises:
+        ValueError: One is not contiguous.
+    """
+    if not all(x is None or x.is_contiguous() for x in arrays):
+        raise ValueError("an array for a compiled loop is not contiguous: call contiguous() on it")
+    return [None if x is None else x.data_ptr() for x in arrays]
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.threads import in_parts
+from capsrepro.models.threads import addresses, in_parts
 from capsrepro.models.votes_cpu import can_compile
 
 
@@ -65,8 +65,8 @@ class _Shares(torch.autograd.Function):
 
 def _run(name: str, arrays: list[Tensor]) -> None:
     T, J, S = arrays[0].shape
-    function, addresses = _kernel(name, arrays[0].dtype), [x.data_ptr() for x in arrays]
-    in_parts(lambda _, first, last: function(*addresses, J, S, first, last), T)
+    function, places = _kernel(name, arrays[0].dtype), addresses(arrays)
+    in_parts(lambda _, first, last: function(*places, J, S, first, last), T)
 
 
 @cache

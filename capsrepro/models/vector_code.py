@@ -161,7 +161,7 @@ class VectorCode:
         return self._where_less(one, other, other, one)
 
     def exp(self, vector: Vector) -> Vector:
-        """e^x of numbers that are 0 or less; 0 where it is below the least normal number.
+        """e^x of numbers that are 0 or less; 0 below twice the least normal number.
 
         x = k ln 2 + rest: 2^k is put into the exponent's bits, e^rest is summed up.
         """
@@ -169,7 +169,7 @@ class VectorCode:
         digits = round(-math.log2(info.eps))
         # A number so large that its last digit is 1: what is added to it is rounded to a whole.
         rounder = self.constant(1.5 * 2**digits)
-        least = self.constant(math.log(info.tiny))
+        least = self.constant(math.log(2 * info.tiny))
         x = self._where_less(vector, least, least, vector)
         shifted = x * self.constant(1 / math.log(2)) + rounder
         k = shifted - rounder

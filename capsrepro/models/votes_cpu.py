@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.threads import PARTS, in_parts
+from capsrepro.models.threads import PARTS, addresses, in_parts
 from capsrepro.models.votes import MASS_EPSILON, Moments
 
 
@@ -102,8 +102,10 @@ class _Moments(torch.autograd.Function):
         h_TRJC = (d_mean_TRJC - 2 * MASS_EPSILON * mean_TRJC * k_TRJC) / divisor
         base_TJ = d_mass_TJ - (variance_TRJC * k_TRJC).sum((1, 3))
         d_shares_TJS, d_factors_TS = torch.empty_like(shares_TJS), torch.zeros_like(factors_TS)
-        sums = [d_shares_TJS, d_factors_TS, shares_TJS, factors_TS, mean_TRJC]
-        d_factors = _gradients("moments_gradient", [*sums, k_TRJC, h_TRJC, base_TJ], factors)
+        # Gradients may come with any strides, and what is made of them with the same.
+        slopes = [x.contiguous() for x in (k_TRJC, h_TRJC, base_TJ)]
+        sums = [d_shares_TJS, d_factors_TS, shares_TJS, factors_TS, mean_TRJC, *slopes]
+        d_factors = _gradients("moments_gradient", sums, factors)
         return d_shares_TJS, d_factors_TS, *d_factors, None
 
 
@@ -164,7 +166,7 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
     T, R, K, S = patches_TRKS.shape
     J, _, C, _ = transforms_JKCS.shape
     function = kernel(name, patches_TRKS.dtype, Pose(R, K, C, offsets_RCS is not None))
-    shared = [None if x is None else x.data_ptr() for x in (*arrays, *factors)]
+    shared = addresses((*arrays, *factors))
 
     def run(part: int, first: int, last: int) -> None:
         mine = [] if own is None else [own[part].data_ptr()]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from capsrepro.models import em_routing as em_routing_module
 from capsrepro.models import votes as votes_module
+from capsrepro.models import votes_cpu
 from capsrepro.models.capsule_layers import Capsules
 from capsrepro.models.em_routing import EMRouting, em_routing
 from capsrepro.models.receptive_fields import ReceptiveFields
@@ -41,8 +42,8 @@ EVERY_READING = [
 @pytest.fixture
 def no_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper divides by Σ R as it is."""
-    monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.0)
-    monkeypatch.setattr(em_routing_module, "MASS_EPSILON", 0.0)
+    for module in (votes_module, votes_cpu, em_routing_module):
+        monkeypatch.setattr(module, "MASS_EPSILON", 0.0)
 
 
 @cache
@@ -168,8 +169,8 @@ def test_slabs_of_factored_votes_are_the_written_ones(
     assert max(furthest(factored, written).values()) < 1e-5, furthest(factored, written)
 
 
-def small_sums() -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Patches_NTRK, transforms_NKJC and offsets_NRC; weights_TJN, centres_, precisions_TRJC."""
+def small_sums() -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Patches_NTRK, transforms_NKJC, offsets_NRC; shares_TJN, factors_TN; centres_, precisions_."""
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
@@ -177,7 +178,8 @@ def small_sums() -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
 
     N, T, R, K, J, C = 3, 4, 2, 3, 2, 2
     factors = [normal(N, T, R, K), normal(N, K, J, C), normal(N, R, C)]
-    return factors, normal(T, J, N).sigmoid(), normal(T, R, J, C), normal(T, R, J, C)
+    weights = normal(T, J, N).sigmoid(), normal(T, N).sigmoid()
+    return factors, weights, (normal(T, R, J, C), normal(T, R, J, C))
 
 
 @pytest.mark.parametrize("with_offsets", [False, True])
@@ -188,33 +190,31 @@ def test_gradients_of_both_sums_are_those_of_finite_differences(
     monkeypatch.setattr(votes_module, "_SLAB", slab)
     # As large as a mass, so that the terms that are there because of it count.
     monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.5)
-    (patches, transforms, offsets), weights, centres, precisions = small_sums()
+    (patches, transforms, offsets), weights, parents = small_sums()
     places = offsets if with_offsets else None
 
-    def moments(w: Tensor, p: Tensor, t: Tensor) -> Moments:
-        return FactoredVotes(p, t, places).moments(w)
+    def moments(s: Tensor, f: Tensor, p: Tensor, t: Tensor) -> Moments:
+        return FactoredVotes(p, t, places).moments(s, f)
 
     def distances(c: Tensor, s: Tensor, p: Tensor, t: Tensor) -> Tensor:
         return FactoredVotes(p, t, places).distances(c, s)
 
-    for values in (patches, transforms, weights, centres, precisions):
+    for values in (patches, transforms, *weights, *parents):
         values.requires_grad_()
-    assert torch.autograd.gradcheck(moments, [weights, patches, transforms])
-    assert torch.autograd.gradcheck(distances, [centres, precisions, patches, transforms])
+    assert torch.autograd.gradcheck(moments, [*weights, patches, transforms])
+    assert torch.autograd.gradcheck(distances, [*parents, patches, transforms])
 
 
 def test_both_sums_are_those_of_written_votes_whatever_epsilon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.5)
-    factors, weights, centres, precisions = small_sums()
-    weights[1, 0] = 0
+    factors, weights, parents = small_sums()
+    weights[0][1, 0] = 0
     written, factored = WrittenVotes(*factors), FactoredVotes(*factors)
-    for got, want in zip(factored.moments(weights), written.moments(weights), strict=True):
+    for got, want in zip(factored.moments(*weights), written.moments(*weights), strict=True):
         torch.testing.assert_close(got, want)
-    torch.testing.assert_close(
-        factored.distances(centres, precisions), written.distances(centres, precisions)
-    )
+    torch.testing.assert_close(factored.distances(*parents), written.distances(*parents))
 
 
 @pytest.mark.parametrize("reading", ["text", "code"])
