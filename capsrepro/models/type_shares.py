@@ -81,15 +81,17 @@ def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 
 def _shares(code: Any, *arrays: Any) -> None:
-    """A place after another, for each vector of children: the highest, then powers of what is
-    below it and their sum, then the powers over the sum."""
+    """For each vector of children the highest log, then powers of the rest, then their shares."""
     shares_TJS, highest_TS, sums_TS, bases_TJ, costs_TJS = arrays
     J, S = code.arguments["J"], code.arguments["S"]
     with (
         code.loop(code.arguments["first"], code.arguments["last"]) as t,
         code.loop(0, S, code.lanes) as n,
     ):
-        highest, total = code.variable(code.constant(float("-inf"))), code.variable(code.constant(0))
+        highest, total = (
+            code.variable(code.constant(float("-inf"))),
+            code.variable(code.constant(0)),
+        )
         with code.loop(0, J) as j:
             log = bases_TJ.spread(t, j) - costs_TJS.load(t, j, n)
             highest.value = code.larger(highest.value, log)

@@ -1,10 +1,10 @@
-"""Loops over arrays of numbers, written in vectors as wide as the processor's and compiled at once.
+"""Loops over arrays of numbers, written in vectors as wide as the processor's, compiled when run.
 
 What a compiler makes of a loop over numbers is its secret: of two alike, one comes out in vectors
 and the other ten times slower. Here each operation is one instruction on one vector, as in an
-assembler, and Python's loops unroll: lists of `Vector` are registers. llvmlite turns it into machine
-code in a tenth of a second. Nothing is reordered, only `a * b + c` may be rounded once: the same
-processor gives the same bits.
+assembler, and Python's own loops unroll: a list of `Vector` is a row of registers. llvmlite turns
+it into machine code in a tenth of a second. Nothing is reordered, only a · b + c may be rounded
+once: the same processor gives the same bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ llvm.initialize_native_asmprinter()
 
 # Of the terms x^k / k! of e^x, the last that matters to |x| ≤ ln 2 / 2.
 _TERMS = {torch.float32: 7, torch.float64: 13}
-_LN_2 = {torch.float32: (0.693359375, -2.12194440e-4), torch.float64: (6.93147180369123816490e-01, 1.90821492927058770002e-10)}
+_LN_2 = {
+    torch.float32: (0.693359375, -2.12194440e-4),
+    torch.float64: (6.93147180369123816490e-01, 1.90821492927058770002e-10),
+}
 
 _INDEX = ir.IntType(64)
 _LANE = ir.IntType(32)
@@ -206,9 +209,7 @@ class VectorCode:
         half = self.lanes // 2
         while half:
             turned = [lane ^ half for lane in range(self.lanes)]
-            vector = vector + Vector(
-                self.builder, self._picked(vector.value, vector.value, turned)
-            )
+            vector = vector + Vector(self.builder, self._picked(vector.value, vector.value, turned))
             half //= 2
         return vector
 

@@ -4,7 +4,7 @@ Shape suffixes: see `capsrepro.models.votes`; S is N filled up to whole vectors 
 that weigh nothing.
 
 `CompiledVotes` gives the sums of `FactoredVotes` to within rounding, gradients included, without
-writing votes to memory at all (`capsrepro.models.votes_kernels`). T is cut into the same parts
+writing votes to memory at all (`capsrepro.models.vote_tiles`). T is cut into the same parts
 however many threads there are, and their gradients are added in one order: results depend on
 neither.
 """
@@ -160,7 +160,8 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
         arrays: The others in their order, contiguous.
         factors: Patches, transforms and offsets.
     """
-    from capsrepro.models.votes_kernels import Pose, kernel
+    from capsrepro.models.vote_tiles import Pose
+    from capsrepro.models.votes_kernels import kernel
 
     patches_TRKS, transforms_JKCS, offsets_RCS = factors
     T, R, K, S = patches_TRKS.shape

@@ -1,4 +1,4 @@
-"""Compiled votes are the written ones, gradients included, for every shape and number of threads."""
+"""Compiled votes are the written ones, gradients included, whatever shape and threads."""
 
 import subprocess
 import sys
