@@ -13,6 +13,7 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -39,8 +40,16 @@ Index = Any
 
 def lanes_of(dtype: torch.dtype) -> int:
     """Numbers of one vector: 64 bytes of them with AVX-512, 32 elsewhere."""
-    wide = llvm.get_host_cpu_features().get("avx512f", False)
-    return (64 if wide else 32) // dtype.itemsize
+    return (64 if _features().get("avx512f", False) else 32) // dtype.itemsize
+
+
+@cache
+def _features() -> Any:
+    """What the processor can do; nothing beyond the least where LLVM does not know."""
+    try:
+        return llvm.get_host_cpu_features()
+    except RuntimeError:
+        return llvm.FeatureMap()
 
 
 class Vector:
@@ -223,7 +232,7 @@ class VectorCode:
         module = llvm.parse_assembly(str(self.module))
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(),
-            features=llvm.get_host_cpu_features().flatten(),
+            features=_features().flatten(),
             opt=3,
             jit=True,
         )

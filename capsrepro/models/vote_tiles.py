@@ -21,7 +21,7 @@ from capsrepro.models.vector_code import Array, Index, Variable, Vector, VectorC
 
 # Places that one transform serves before the next is fetched: their poses and the matrix stay in
 # the cache (docs/performance.md).
-_PLACES = 8
+_PLACES = 4
 
 # Columns made at once where they divide the pose: more would not fit into the registers.
 _COLUMNS = 4
