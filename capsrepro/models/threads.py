@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -32,15 +32,32 @@ def in_parts(run: Callable[[int, int, int], None], places: int) -> None:
         other.result()
 
 
-def addresses(arrays: Sequence[Tensor | None]) -> list[int | None]:
-    """Where arrays lie in memory, for loops that know no strides; None where there is none.
+def addresses(
+    arrays: Mapping[str, Tensor | None], sizes: Mapping[str, int], dtype: torch.dtype
+) -> list[int | None]:
+    """Where arrays lie in memory, for loops that know no strides and see no ends.
+
+    Args:
+        arrays: By names whose axes stand after the last underscore; None where there is none.
+        sizes: Of each axis.
+        dtype: Of all arrays.
 
     Raises:
-        ValueError: One is not contiguous.
+        ValueError: One is not what its name says, of another type, or not contiguous.
     """
-    if not all(x is None or x.is_contiguous() for x in arrays):
-        raise ValueError("an array for a compiled loop is not contiguous: call contiguous() on it")
-    return [None if x is None else x.data_ptr() for x in arrays]
+    for name, array in arrays.items():
+        shape = tuple(sizes[axis] for axis in name.rpartition("_")[2])
+        if array is not None and not (
+            array.shape == shape
+            and array.dtype == dtype
+            and array.device.type == "cpu"
+            and array.is_contiguous()
+        ):
+            raise ValueError(
+                f"{name} is {array.dtype} {tuple(array.shape)} with strides {array.stride()} on "
+                f"{array.device}: a compiled loop needs contiguous {dtype} {shape} on the cpu"
+            )
+    return [None if array is None else array.data_ptr() for array in arrays.values()]
 
 
 @lru_cache(maxsize=1)

@@ -65,7 +65,10 @@ class _Shares(torch.autograd.Function):
 
 def _run(name: str, arrays: list[Tensor]) -> None:
     T, J, S = arrays[0].shape
-    function, places = _kernel(name, arrays[0].dtype), addresses(arrays)
+    dtype, names = arrays[0].dtype, _KERNELS[name][1]
+    sizes = {"T": T, "J": J, "S": S}
+    places = addresses(dict(zip(names, arrays, strict=True)), sizes, dtype)
+    function = _kernel(name, dtype)
     in_parts(lambda _, first, last: function(*places, J, S, first, last), T)
 
 

@@ -26,6 +26,9 @@ _PLACES = 4
 # Columns made at once where they divide the pose: more would not fit into the registers.
 _COLUMNS = 4
 
+FACTORS = "patches_TRKS", "transforms_JKCS", "offsets_RCS"
+"""The arrays that every kernel takes after its own."""
+
 Cells = dict[tuple[int, int], Vector]
 """A vector for each row and column."""
 
@@ -65,13 +68,13 @@ class Tiles:
     """
 
     def __init__(self, dtype: torch.dtype, pose: Pose, names: tuple[str, ...]) -> None:
-        names = *names, "patches_TRKS", "transforms_JKCS", "offsets_RCS"
+        names = *names, *FACTORS
         self.code = VectorCode(dtype, [*names], ["J", "S", "first", "last"])
         self.pose = pose
         self.cells = [(r, c) for r in range(pose.rows) for c in range(pose.width)]
         # How long the first axis is, no place in memory depends on.
         sizes = {"T": 0, "R": pose.rows, "K": pose.inner, "C": pose.columns}
-        sizes |= {"J": self.code.arguments["J"], "S": self.code.arguments["S"]}
+        sizes |= {"X": 0, "J": self.code.arguments["J"], "S": self.code.arguments["S"]}
         self.arrays = {
             name: self.code.array(name, *(sizes[letter] for letter in name.rpartition("_")[2]))
             for name in names

@@ -84,7 +84,7 @@ class _Moments(torch.autograd.Function):
         mass_TJ = shares_TJS.new_empty(shares_TJS.shape[:2])
         mean_TRJC = shares_TJS.new_empty(_parents_shape(patches_TRKS, transforms_JKCS))
         variance_TRJC = torch.empty_like(mean_TRJC)
-        kept = shares_TJS.new_empty(PARTS, mean_TRJC[0, :, 0].numel() * shares_TJS.shape[2])
+        kept = shares_TJS.new_empty(PARTS, _kept_numbers(patches_TRKS, transforms_JKCS))
         epsilon = shares_TJS.new_tensor(MASS_EPSILON)
         sums = [mass_TJ, mean_TRJC, variance_TRJC]
         _run("moments", kept, [*sums, shares_TJS, factors_TS, epsilon], factors)
@@ -155,28 +155,38 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
     """Run a kernel on all places.
 
     Args:
-        name: In `votes_kernels.KERNELS`.
+        name: In `votes_kernels.KERNELS`, which names the arrays.
         own: Memory of which each part of T has its own, shape (PARTS, …); the first array.
         arrays: The others in their order, contiguous.
         factors: Patches, transforms and offsets.
     """
-    from capsrepro.models.vote_tiles import Pose
-    from capsrepro.models.votes_kernels import kernel
+    from capsrepro.models.vote_tiles import FACTORS, Pose
+    from capsrepro.models.votes_kernels import KERNELS, kernel
 
     patches_TRKS, transforms_JKCS, offsets_RCS = factors
     T, R, K, S = patches_TRKS.shape
     J, _, C, _ = transforms_JKCS.shape
-    function = kernel(name, patches_TRKS.dtype, Pose(R, K, C, offsets_RCS is not None))
-    shared = addresses((*arrays, *factors))
-
-    def run(part: int, first: int, last: int) -> None:
-        mine = [] if own is None else [own[part].data_ptr()]
-        function(*mine, *shared, J, S, first, last)
-
-    in_parts(run, T)
+    pose, dtype = Pose(R, K, C, offsets_RCS is not None), patches_TRKS.dtype
+    sizes = {"T": T, "R": R, "K": K, "S": S, "J": J, "C": C, "X": S * R * pose.width}
+    mine = [[]] * PARTS if own is None else [[x] for x in own]
+    names = *KERNELS[name][1], *FACTORS
+    places = [
+        addresses(dict(zip(names, (*x, *arrays, *factors), strict=True)), sizes, dtype)
+        for x in mine
+    ]
+    function = kernel(name, dtype, pose)
+    in_parts(lambda part, first, last: function(*places[part], J, S, first, last), T)
 
 
 def _parents_shape(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> tuple[int, ...]:
     T, R, _, _ = patches_TRKS.shape
     J, _, C, _ = transforms_JKCS.shape
     return T, R, J, C
+
+
+def _kept_numbers(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> int:
+    """Votes of one tile for all children."""
+    from capsrepro.models.vote_tiles import Pose
+
+    _, R, K, S = patches_TRKS.shape
+    return S * R * Pose(R, K, transforms_JKCS.shape[2], False).width

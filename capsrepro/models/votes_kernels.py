@@ -17,8 +17,8 @@ from capsrepro.models.vote_tiles import Pose, Tiles
 def kernel(name: str, dtype: torch.dtype, pose: Pose) -> Callable[..., None]:
     """One of `KERNELS`, for the places from `first` to below `last` of T.
 
-    It takes the addresses of its arrays in the order of `KERNELS`, then of patches_TRKS,
-    transforms_JKCS and offsets_RCS, then J, S, first and last.
+    It takes the addresses of its arrays in the order of `KERNELS`, then of those of
+    `vote_tiles.FACTORS`, then J, S, first and last.
     """
     emit, names = KERNELS[name]
     tiles = Tiles(dtype, pose, names)
@@ -30,7 +30,7 @@ def _moments(tiles: Tiles) -> None:
     """Σ w, means and variances; the votes of a tile are kept until its means are known."""
     code, cells = tiles.code, list(enumerate(tiles.cells))
     # As the tile makes them: all its cells for one vector of children, then for the next.
-    kept = code.array("kept_S", 0, len(cells))
+    kept = code.array("kept_X", 0, len(cells))
     one = code.constant(1)
     with tiles.parents() as (t, j, column):
         mass, sums = code.variable(tiles.zero), tiles.sums()
@@ -121,7 +121,7 @@ KERNELS: dict[str, tuple[Callable[[Tiles], None], tuple[str, ...]]] = {
     "moments": (
         _moments,
         (
-            "kept_S",
+            "kept_X",
             "mass_TJ",
             "mean_TRJC",
             "variance_TRJC",
@@ -159,4 +159,4 @@ KERNELS: dict[str, tuple[Callable[[Tiles], None], tuple[str, ...]]] = {
         ),
     ),
 }
-"""What writes each one's code, and its arrays."""
+"""What writes each one's code, and its arrays; X are the votes of one tile for all children."""

@@ -9,6 +9,7 @@ from em_cases import (
     CODE,
     READINGS,
     TEXT,
+    WAYS,
     Case,
     Inputs,
     furthest,
@@ -29,7 +30,7 @@ from capsrepro.models.em_routing import EMRouting, em_routing
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import FactoredVotes, Moments, WrittenVotes
 
-FACTORED = pytest.mark.parametrize("factored", [True, False], ids=["factored", "written"])
+EVERY_WAY = pytest.mark.parametrize("way", WAYS)
 EVERY_READING = [
     *((reading, case) for reading in ("text", "code") for case in CASES),
     ("text-mean", "last row unseen"),
@@ -54,29 +55,29 @@ def printed_outcomes(reading: str, name: str, spread: float) -> list[dict[str, T
     return [outcome(parents, inputs) for parents in steps]
 
 
-def our_outcome(reading: str, name: str, inputs: Inputs, iterations: int, factored: bool):
+def our_outcome(reading: str, name: str, inputs: Inputs, iterations: int, way: str):
     how = replace(READINGS[reading], iterations=iterations)
-    return outcome(ours(CASES[name], how, inputs, factored=factored), inputs)
+    return outcome(ours(CASES[name], how, inputs, way=way), inputs)
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize(("reading", "name"), EVERY_READING)
 def test_float64_is_procedure_1_gradients_included(
-    reading: str, name: str, factored: bool, no_epsilon: None
+    reading: str, name: str, way: str, no_epsilon: None
 ) -> None:
     for iterations, want in enumerate(printed_outcomes(reading, name, 0.5), 1):
         inputs = inputs_of(CASES[name]).cast(torch.float64)
-        got = our_outcome(reading, name, inputs, iterations, factored)
+        got = our_outcome(reading, name, inputs, iterations, way)
         assert max(furthest(got, want).values()) < 1e-10, (iterations, furthest(got, want))
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("reading", ["text", "code"])
-def test_float32_is_procedure_1_gradients_included(reading: str, name: str, factored: bool) -> None:
+def test_float32_is_procedure_1_gradients_included(reading: str, name: str, way: str) -> None:
     for iterations, want in enumerate(printed_outcomes(reading, name, 0.2), 1):
         inputs = inputs_of(CASES[name], 0.2).cast(torch.float32)
-        got = our_outcome(reading, name, inputs, iterations, factored)
+        got = our_outcome(reading, name, inputs, iterations, way)
         assert max(furthest(got, want).values()) < 1e-5, (iterations, furthest(got, want))
 
 
@@ -165,7 +166,8 @@ def test_slabs_of_factored_votes_are_the_written_ones(
 ) -> None:
     monkeypatch.setattr(votes_module, "_SLAB", slab)
     inputs = inputs_of(CASES[name], 0.2).cast(torch.float32)
-    factored, written = (our_outcome(reading, name, inputs, 3, way) for way in (True, False))
+    ways = "factored", "written"
+    factored, written = (our_outcome(reading, name, inputs, 3, way) for way in ways)
     assert max(furthest(factored, written).values()) < 1e-5, furthest(factored, written)
 
 
@@ -231,9 +233,9 @@ def test_gradients_of_a_layer_are_those_of_finite_differences(reading: str) -> N
 # What must not matter
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize("how", [TEXT, CODE], ids=["text", "code"])
-def test_order_of_the_types_does_not_matter(how: EMRouting, factored: bool) -> None:
+def test_order_of_the_types_does_not_matter(how: EMRouting, way: str) -> None:
     case = replace(CASES["overlaps"], children=4, parents=3)
     inputs = inputs_of(case)
     i, j = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
@@ -244,8 +246,8 @@ def test_order_of_the_types_does_not_matter(how: EMRouting, factored: bool) -> N
         inputs.beta_a[j],
         inputs.beta_u[j],
     )
-    poses, activations = ours(case, how, inputs, factored=factored)
-    moved_poses, moved_activations = ours(case, how, moved, factored=factored)
+    poses, activations = ours(case, how, inputs, way=way)
+    moved_poses, moved_activations = ours(case, how, moved, way=way)
     torch.testing.assert_close(moved_poses, poses[:, :, j])
     torch.testing.assert_close(moved_activations, activations[:, :, j])
     assert not torch.allclose(moved_activations, activations)
@@ -274,21 +276,21 @@ def test_a_mirrored_layer_gives_mirrored_parents(how: EMRouting) -> None:
         assert not torch.allclose(got, want)
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize("reading", READINGS)
-def test_images_do_not_share_routing(reading: str, factored: bool) -> None:
+def test_images_do_not_share_routing(reading: str, way: str) -> None:
     case = replace(CASES["borders"], images=5)
     inputs = inputs_of(case)
-    together = ours(case, READINGS[reading], inputs, factored=factored)
+    together = ours(case, READINGS[reading], inputs, way=way)
     for image in range(5):
         one = slice(image, image + 1)
         alone = inputs._replace(poses=inputs.poses[one], activations=inputs.activations[one])
-        parts = ours(case, READINGS[reading], alone, factored=factored)
+        parts = ours(case, READINGS[reading], alone, way=way)
         for got, want in zip(parts, together, strict=True):
             torch.testing.assert_close(got, want[one])
     foreign = inputs.poses.clone()
     foreign[1:] = 100.0
-    others = ours(case, READINGS[reading], inputs._replace(poses=foreign), factored=factored)
+    others = ours(case, READINGS[reading], inputs._replace(poses=foreign), way=way)
     for got, want in zip(others, together, strict=True):
         torch.testing.assert_close(got[0], want[0])
 

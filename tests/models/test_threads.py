@@ -64,8 +64,10 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         torch.set_num_threads(before)
 
 
-def test_strides_are_refused() -> None:
-    values = torch.zeros(2, 3)
-    assert addresses([values, None]) == [values.data_ptr(), None]
-    with pytest.raises(ValueError, match="not contiguous"):
-        addresses([values, values.T])
+def test_only_arrays_of_the_right_size_type_and_strides_have_addresses() -> None:
+    sizes, values = {"A": 2, "B": 3, "S": 4}, torch.zeros(2, 3)
+    arrays = {"it_AB": values, "other_S": None, "one_": torch.ones(())}
+    assert addresses(arrays, sizes, torch.float32)[:2] == [values.data_ptr(), None]
+    for wrong in (values.T.contiguous().T, values.double(), values[:1], values.to("meta")):
+        with pytest.raises(ValueError, match="^it_AB is "):
+            addresses({"it_AB": wrong}, sizes, torch.float32)

@@ -178,6 +178,14 @@ def test_only_float32_and_float64_on_the_processor_are_compiled() -> None:
     assert not can_compile(torch.zeros(1, device="meta"))
 
 
+def test_shares_of_another_type_or_size_are_refused() -> None:
+    inputs = inputs_of(SIZES[0], False)
+    votes = CompiledVotes(inputs["patches"], inputs["transforms"])
+    for shares in (inputs["shares"].float(), inputs["shares"][1:], inputs["shares"][:, 1:]):
+        with pytest.raises(ValueError, match="a compiled loop needs contiguous"):
+            votes.moments(shares, inputs["factors"])
+
+
 @pytest.mark.slow
 def test_without_llvmlite_votes_are_factored() -> None:
     program = """
