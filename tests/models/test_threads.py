@@ -69,5 +69,5 @@ def test_only_arrays_of_the_right_size_type_and_strides_have_addresses() -> None
     arrays = {"it_AB": values, "other_S": None, "one_": torch.ones(())}
     assert addresses(arrays, sizes, torch.float32)[:2] == [values.data_ptr(), None]
     for wrong in (values.T.contiguous().T, values.double(), values[:1], values.to("meta")):
-        with pytest.raises(ValueError, match="^it_AB is "):
+        with pytest.raises(ValueError, match="it_AB is torch"):
             addresses({"it_AB": wrong}, sizes, torch.float32)
