@@ -168,14 +168,13 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
     J, _, C, _ = transforms_JKCS.shape
     pose, dtype = Pose(R, K, C, offsets_RCS is not None), patches_TRKS.dtype
     sizes = {"T": T, "R": R, "K": K, "S": S, "J": J, "C": C, "X": S * R * pose.width}
-    mine = [[]] * PARTS if own is None else [[x] for x in own]
+    first_own = [] if own is None else [own[0]]
     names = *KERNELS[name][1], *FACTORS
-    places = [
-        addresses(dict(zip(names, (*x, *arrays, *factors), strict=True)), sizes, dtype)
-        for x in mine
-    ]
+    given = dict(zip(names, (*first_own, *arrays, *factors), strict=True))
+    shared = addresses(given, sizes, dtype)[len(first_own) :]
+    mine = [[]] * PARTS if own is None else [[part.data_ptr()] for part in own]
     function = kernel(name, dtype, pose)
-    in_parts(lambda part, first, last: function(*places[part], J, S, first, last), T)
+    in_parts(lambda part, first, last: function(*mine[part], *shared, J, S, first, last), T)
 
 
 def _parents_shape(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> tuple[int, ...]:
