@@ -18,6 +18,7 @@ from capsrepro.models.em_routing import EMRouting, Parents, em_routing
 from capsrepro.models.em_routing_cuda import fused_em_routing, supported
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import FactoredVotes, Votes, WrittenVotes
+from capsrepro.models.votes_cpu import CompiledVotes, can_compile
 
 Pose = Literal["matrix", "vector"]
 
@@ -112,7 +113,9 @@ class RoutedCapsules(nn.Module):
         patches_NTRK = patches_BLKF.view(B * L, N, R, C).transpose(0, 1)
         transforms_NKJC = self.transforms_KIKJC.expand(K, -1, -1, -1, -1).flatten(0, 1)
         factors = patches_NTRK, transforms_NKJC, self.offsets
-        return FactoredVotes(*factors) if self.factored else WrittenVotes(*factors)
+        if not self.factored:
+            return WrittenVotes(*factors)
+        return (CompiledVotes if can_compile(patches_NTRK) else FactoredVotes)(*factors)
 
     def route(self, children: Capsules) -> list[Parents]:
         """What every iteration of the routing fits to these children."""

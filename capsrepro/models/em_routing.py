@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capsrepro.models.receptive_fields import ReceptiveFields
+from capsrepro.models.type_shares import shares_of_types
 from capsrepro.models.votes import MASS_EPSILON, Votes
 
 Activation = Literal["procedure-1", "released-code", "mixing-proportion"]
@@ -60,14 +61,21 @@ class Parents(NamedTuple):
         activations: In [0, 1], shape (T, J).
         log_activations: Their logarithms, finite where the activation rounds to 0.
         variances: σ² of the votes, floor included, shape (T, R, J, C).
-        assignments: Shape (T, J, N), the R it was fitted with, before the children's activations.
+        shares: Shape (T, J, N), how a child shares out what all types at the place get of it.
+        reach: Shape (T, N), how much that is.
     """
 
     poses: Tensor
     activations: Tensor
     log_activations: Tensor
     variances: Tensor
-    assignments: Tensor
+    shares: Tensor
+    reach: Tensor
+
+    @property
+    def assignments(self) -> Tensor:
+        """The R it was fitted with, before the children's activations, shape (T, J, N)."""
+        return self.shares * self.reach.unsqueeze(1)
 
 
 def em_routing(
@@ -94,14 +102,14 @@ def em_routing(
         The parents after each M-step; the last are the result.
     """
     parents: list[Parents] = []
-    assignments_TJN = _uniform(activations_TN, fields, len(beta_a_J))
+    shares_TJN, reach_TN = _uniform(activations_TN, fields, len(beta_a_J))
     for iteration in range(how.iterations):
         if parents:
-            assignments_TJN = _e_step(votes, parents[-1], fields)
+            shares_TJN, reach_TN = _e_step(votes, parents[-1], fields)
         before = parents[-1].poses if parents else None
         temperature = how.inverse_temperature * (1 - 0.95 ** (iteration + 1))
-        weights_TJN = assignments_TJN * activations_TN.unsqueeze(1)
-        mass_TJ, poses_TRJC, variances_TRJC = votes.moments(weights_TJN)
+        factors_TN = reach_TN * activations_TN
+        mass_TJ, poses_TRJC, variances_TRJC = votes.moments(shares_TJN, factors_TN)
         if how.new_share != 1:
             mean_TRJC, old = poses_TRJC, 0 if before is None else before
             poses_TRJC = how.new_share * mean_TRJC + (1 - how.new_share) * old
@@ -113,28 +121,34 @@ def em_routing(
             mass_TJ, variances_TRJC, beta_a_J, beta_u_J, temperature, how.activation, fields
         )
         parents.append(
-            Parents(poses_TRJC, log_a_TJ.exp(), log_a_TJ, variances_TRJC, assignments_TJN)
+            Parents(poses_TRJC, log_a_TJ.exp(), log_a_TJ, variances_TRJC, shares_TJN, reach_TN)
         )
     return parents
 
 
-def _uniform(activations_TN: Tensor, fields: ReceptiveFields, parents: int) -> Tensor:
+def _uniform(
+    activations_TN: Tensor, fields: ReceptiveFields, parents: int
+) -> tuple[Tensor, Tensor]:
     """R = 1/|Ω|: a child shares itself equally among all parents that see it, so 1/J at least."""
     (T, N), (L, K) = activations_TN.shape, fields.windows.shape
     seen_LK = fields.seen[fields.windows].to(activations_TN.dtype)
-    shares_LN = (1 / (parents * seen_LK)).unsqueeze(2).expand(L, K, N // K).reshape(L, 1, N)
-    return shares_LN.repeat(T // L, 1, 1).expand(T, parents, N)
+    reach_LN = (1 / seen_LK).unsqueeze(2).expand(L, K, N // K).reshape(L, N)
+    shares_TJN = activations_TN.new_full((1, 1, 1), 1 / parents).expand(T, parents, N)
+    return shares_TJN, reach_LN.repeat(T // L, 1)
 
 
-def _e_step(votes: Votes, parents: Parents, fields: ReceptiveFields) -> Tensor:
-    """R_ij = a_j p_j / Σ_k a_k p_k, the sum over every parent that sees child i."""
+def _e_step(votes: Votes, parents: Parents, fields: ReceptiveFields) -> tuple[Tensor, Tensor]:
+    """R_ij = a_j p_j / Σ_k a_k p_k, the sum over every parent that sees child i.
+
+    First among the types at one place, then among the places.
+    """
     L, K = fields.windows.shape
     constant_TJ = -0.5 * (2 * math.pi * parents.variances).log().sum((1, 3))
-    distances_TJN = votes.distances(parents.poses, 1 / parents.variances)
-    logs_TJN = (parents.log_activations + constant_TJ).unsqueeze(2) - 0.5 * distances_TJN
-    T, _, N = logs_TJN.shape
-    here_BLKI = logs_TJN.logsumexp(1).view(T // L, L, K, N // K)
-    return (logs_TJN - fields.over_parents(here_BLKI).reshape(T, 1, N)).exp()
+    distances_TJN = votes.distances(parents.poses, 0.5 / parents.variances)
+    shares_TJN, totals_TN = shares_of_types(parents.log_activations + constant_TJ, distances_TJN)
+    T, N = totals_TN.shape
+    here_BLKI = totals_TN.view(T // L, L, K, N // K)
+    return shares_TJN, (here_BLKI - fields.over_parents(here_BLKI)).exp().view(T, N)
 
 
 def _children_per_parent(fields: ReceptiveFields, children_TN: Tensor, parents_TJ: Tensor) -> float:

@@ -10,7 +10,8 @@ Shape suffixes, here and in every file about matrix capsules:
 A vote is V_ij = M_i W_ij (Hinton et al. 2018, Section 3), with the place of the child added in the
 class layer. `WrittenVotes` holds all votes, R·J·C·N numbers for each of T, and is the clear
 reference. `FactoredVotes` makes them again, a slab at a time, whenever they are asked for: what
-autograd keeps is no larger than the weights w_TJN, and a slab stays in the cache.
+autograd keeps is no larger than the weights w_TJN, and a slab stays in the cache. On the processor
+`CompiledVotes` (capsrepro/models/votes_cpu.py) takes its place, which never writes one to memory.
 
 Rows of a pose stand before the parents and columns behind them, so that a slab of votes is turned
 from products by child into sums over children as one matrix, which is the fastest way there is.
@@ -43,8 +44,11 @@ class Moments(NamedTuple):
 class Votes(Protocol):
     """Votes of N children for J parents at each of T places."""
 
-    def moments(self, weights_TJN: Tensor) -> Moments:
-        """Mean and variance over the children, weighted by w, the variance about that mean."""
+    def moments(self, shares_TJN: Tensor, factors_TN: Tensor) -> Moments:
+        """Mean and variance over the children, the variance about that mean.
+
+        Children weigh w_TJN = share · factor: what the parent gets of them, and their own.
+        """
 
     def distances(self, centres_TRJC: Tensor, precisions_TRJC: Tensor) -> Tensor:
         """Σ_rc precision · (vote − centre)², shape (T, J, N)."""
@@ -64,8 +68,9 @@ class WrittenVotes:
             votes_TRJCN = votes_TRJCN + offsets_NRC.permute(1, 2, 0).unsqueeze(1)
         self.votes_TRJCN = votes_TRJCN
 
-    def moments(self, weights_TJN: Tensor) -> Moments:
+    def moments(self, shares_TJN: Tensor, factors_TN: Tensor) -> Moments:
         """See `Votes`."""
+        weights_TJN = shares_TJN * factors_TN.unsqueeze(1)
         mass_TJ = weights_TJN.sum(2)
         shares = _beside_votes(weights_TJN / (mass_TJ + MASS_EPSILON).unsqueeze(2))
         mean_TRJC = (shares * self.votes_TRJCN).sum(4)
@@ -92,8 +97,9 @@ class FactoredVotes:
     ) -> None:
         self.factors = patches_NTRK, transforms_NKJC, offsets_NRC
 
-    def moments(self, weights_TJN: Tensor) -> Moments:
+    def moments(self, shares_TJN: Tensor, factors_TN: Tensor) -> Moments:
         """See `Votes`."""
+        weights_TJN = shares_TJN * factors_TN.unsqueeze(1)
         return Moments(*_Moments.apply(weights_TJN, *self.factors))
 
     def distances(self, centres_TRJC: Tensor, precisions_TRJC: Tensor) -> Tensor:

@@ -82,8 +82,11 @@ def test_the_votes_are_those_that_the_layer_routes() -> None:
     model = network("one iteration")
     children = model.conv_caps(model.primary_capsules(images()))
     (step,) = model.class_caps.route(children)
-    weights_TJN = children.activations.flatten(1)[:, None].expand(-1, 5, -1) / 5
-    mean = model.class_caps.votes(children).moments(weights_TJN).mean
+    activations_TN = children.activations.flatten(1)
+    fifths_TJN = activations_TN.new_tensor(1 / 5).expand(
+        len(activations_TN), 5, activations_TN.shape[1]
+    )
+    mean = model.class_caps.votes(children).moments(fifths_TJN, activations_TN).mean
     torch.testing.assert_close(step.poses, mean)
 
 

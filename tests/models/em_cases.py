@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import em_procedure_1
+import pytest
 import torch
 from torch import Tensor
 
+from capsrepro.models import capsule_layers, type_shares
 from capsrepro.models.capsule_layers import Capsules, RoutedCapsules
 from capsrepro.models.em_routing import EMRouting
 from capsrepro.models.receptive_fields import ReceptiveFields
@@ -32,6 +34,10 @@ READINGS = {
     "mixing": replace(TEXT, activation="mixing-proportion"),
 }
 _FORMULAS = {"procedure-1": "text", "released-code": "code", "mixing-proportion": "mixing"}
+
+
+WAYS = ["compiled", "factored", "written"]
+"""What votes are made by; only the first uses compiled loops at all, where they can be."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,17 @@ def layer_of(case: Case, how: EMRouting, dtype: torch.dtype) -> RoutedCapsules:
 
 
 def ours(
-    case: Case, how: EMRouting, inputs: Inputs, *, factored: bool = True
+    case: Case, how: EMRouting, inputs: Inputs, *, way: str = "compiled"
 ) -> tuple[Tensor, Tensor]:
-    """Poses_BLJRC and activations_BLJ of the package's layer."""
+    """Poses_BLJRC and activations_BLJ of the package's layer, routed in one of `WAYS`."""
     layer = layer_of(case, how, inputs.poses.dtype)
-    layer.factored = factored
+    layer.factored = way != "written"
     children = Capsules(inputs.poses, inputs.activations)
-    poses, activations = torch.func.functional_call(layer, inputs.parameters, (children,))
+    with pytest.MonkeyPatch.context() as patch:
+        if way != "compiled":
+            for module in (capsule_layers, type_shares):
+                patch.setattr(module, "can_compile", lambda _: False)
+        poses, activations = torch.func.functional_call(layer, inputs.parameters, (children,))
     return poses, activations
 
 

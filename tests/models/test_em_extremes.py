@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from em_cases import CASES, CODE, TEXT, Case, Inputs, apart, inputs_of, ours, outcome
+from em_cases import CASES, CODE, TEXT, WAYS, Case, Inputs, apart, inputs_of, ours, outcome
 from torch import Tensor
 
 from capsrepro.models.em_routing import EMRouting
@@ -19,20 +19,18 @@ AS_PUBLISHED = {
     "mixing": replace(_TEXT, activation="mixing-proportion"),
 }
 EVERY_WAY = [
-    pytest.param(how, factored, id=f"{name}-{'factored' if factored else 'written'}")
-    for name, how in AS_PUBLISHED.items()
-    for factored in (True, False)
+    pytest.param(how, way, id=f"{name}-{way}") for name, how in AS_PUBLISHED.items() for way in WAYS
 ]
 BORDERS = CASES["borders"]
 
 
 def finite_outcome(
-    case: Case, how: EMRouting, factored: bool, change: Callable[[Inputs], object]
+    case: Case, how: EMRouting, way: str, change: Callable[[Inputs], object]
 ) -> dict[str, Tensor]:
     inputs = inputs_of(case).cast(torch.float32)
     with torch.no_grad():
         change(inputs)
-    results = outcome(ours(case, how, inputs, factored=factored), inputs)
+    results = outcome(ours(case, how, inputs, way=way), inputs)
     for name, values in results.items():
         assert values.isfinite().all(), name
     activations = results["activations"]
@@ -94,17 +92,17 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize(("how", "factored"), EVERY_WAY)
+@pytest.mark.parametrize(("how", "way"), EVERY_WAY)
 @pytest.mark.parametrize("name", ["borders", "classes"])
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_extremes_stay_finite(extreme: str, name: str, how: EMRouting, factored: bool) -> None:
-    finite_outcome(CASES[name], how, factored, EXTREMES[extreme])
+def test_extremes_stay_finite(extreme: str, name: str, how: EMRouting, way: str) -> None:
+    finite_outcome(CASES[name], how, way, EXTREMES[extreme])
 
 
-@pytest.mark.parametrize(("how", "factored"), EVERY_WAY)
-def test_one_child_per_parent_stays_finite(how: EMRouting, factored: bool) -> None:
+@pytest.mark.parametrize(("how", "way"), EVERY_WAY)
+def test_one_child_per_parent_stays_finite(how: EMRouting, way: str) -> None:
     case = Case(side=2, kernel=1, stride=1, children=1, parents=2)
-    results = finite_outcome(case, how, factored, lambda _: None)
+    results = finite_outcome(case, how, way, lambda _: None)
     # All mass there is goes to the mean: it is the vote.
     if how.new_share == 1:
         inputs = inputs_of(case).cast(torch.float32)
@@ -112,26 +110,26 @@ def test_one_child_per_parent_stays_finite(how: EMRouting, factored: bool) -> No
         torch.testing.assert_close(results["poses"], votes, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("how", "factored"), EVERY_WAY)
-def test_thousands_of_children_stay_finite(how: EMRouting, factored: bool) -> None:
+@pytest.mark.parametrize(("how", "way"), EVERY_WAY)
+def test_thousands_of_children_stay_finite(how: EMRouting, way: str) -> None:
     case = Case(side=12, kernel=12, stride=1, is_class_layer=True, children=32, parents=3)
     inputs = inputs_of(case)
     assert inputs.activations.numel() == 4608
-    got = finite_outcome(case, how, factored, lambda _: None)
+    got = finite_outcome(case, how, way, lambda _: None)
     exact = ours(case, how, inputs)
     assert apart(got["poses"], exact[0]) < 1e-3
     torch.testing.assert_close(got["activations"].double(), exact[1], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("how", "factored"), EVERY_WAY)
-def test_children_that_are_off_do_not_move_poses(how: EMRouting, factored: bool) -> None:
-    got = finite_outcome(BORDERS, how, factored, half_are_off)
+@pytest.mark.parametrize(("how", "way"), EVERY_WAY)
+def test_children_that_are_off_do_not_move_poses(how: EMRouting, way: str) -> None:
+    got = finite_outcome(BORDERS, how, way, half_are_off)
 
     def and_elsewhere(inputs: Inputs) -> None:
         half_are_off(inputs)
         inputs.poses[:, ::2] = -7
 
-    other = finite_outcome(BORDERS, how, factored, and_elsewhere)
+    other = finite_outcome(BORDERS, how, way, and_elsewhere)
     assert torch.equal(got["poses"], other["poses"])
     assert torch.equal(got["activations"], other["activations"])
 

@@ -17,6 +17,7 @@ from em_procedure_1 import Capsule, Layer, Pair, Reading
 from torch import Tensor
 
 from capsrepro.models import votes as votes_module
+from capsrepro.models import votes_cpu
 from capsrepro.models.capsule_layers import Capsules
 
 OVERLAPS = CASES["overlaps"]
@@ -25,7 +26,8 @@ OVERLAPS = CASES["overlaps"]
 @pytest.fixture(autouse=True)
 def no_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper divides by Σ R as it is."""
-    monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.0)
+    for module in (votes_module, votes_cpu):
+        monkeypatch.setattr(module, "MASS_EPSILON", 0.0)
 
 
 def largest_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:

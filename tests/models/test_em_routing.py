@@ -9,6 +9,7 @@ from em_cases import (
     CODE,
     READINGS,
     TEXT,
+    WAYS,
     Case,
     Inputs,
     furthest,
@@ -23,12 +24,13 @@ from torch import Tensor
 
 from capsrepro.models import em_routing as em_routing_module
 from capsrepro.models import votes as votes_module
+from capsrepro.models import votes_cpu
 from capsrepro.models.capsule_layers import Capsules
 from capsrepro.models.em_routing import EMRouting, em_routing
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import FactoredVotes, Moments, WrittenVotes
 
-FACTORED = pytest.mark.parametrize("factored", [True, False], ids=["factored", "written"])
+EVERY_WAY = pytest.mark.parametrize("way", WAYS)
 EVERY_READING = [
     *((reading, case) for reading in ("text", "code") for case in CASES),
     ("text-mean", "last row unseen"),
@@ -41,8 +43,8 @@ EVERY_READING = [
 @pytest.fixture
 def no_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper divides by Σ R as it is."""
-    monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.0)
-    monkeypatch.setattr(em_routing_module, "MASS_EPSILON", 0.0)
+    for module in (votes_module, votes_cpu, em_routing_module):
+        monkeypatch.setattr(module, "MASS_EPSILON", 0.0)
 
 
 @cache
@@ -53,29 +55,29 @@ def printed_outcomes(reading: str, name: str, spread: float) -> list[dict[str, T
     return [outcome(parents, inputs) for parents in steps]
 
 
-def our_outcome(reading: str, name: str, inputs: Inputs, iterations: int, factored: bool):
+def our_outcome(reading: str, name: str, inputs: Inputs, iterations: int, way: str):
     how = replace(READINGS[reading], iterations=iterations)
-    return outcome(ours(CASES[name], how, inputs, factored=factored), inputs)
+    return outcome(ours(CASES[name], how, inputs, way=way), inputs)
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize(("reading", "name"), EVERY_READING)
 def test_float64_is_procedure_1_gradients_included(
-    reading: str, name: str, factored: bool, no_epsilon: None
+    reading: str, name: str, way: str, no_epsilon: None
 ) -> None:
     for iterations, want in enumerate(printed_outcomes(reading, name, 0.5), 1):
         inputs = inputs_of(CASES[name]).cast(torch.float64)
-        got = our_outcome(reading, name, inputs, iterations, factored)
+        got = our_outcome(reading, name, inputs, iterations, way)
         assert max(furthest(got, want).values()) < 1e-10, (iterations, furthest(got, want))
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("reading", ["text", "code"])
-def test_float32_is_procedure_1_gradients_included(reading: str, name: str, factored: bool) -> None:
+def test_float32_is_procedure_1_gradients_included(reading: str, name: str, way: str) -> None:
     for iterations, want in enumerate(printed_outcomes(reading, name, 0.2), 1):
         inputs = inputs_of(CASES[name], 0.2).cast(torch.float32)
-        got = our_outcome(reading, name, inputs, iterations, factored)
+        got = our_outcome(reading, name, inputs, iterations, way)
         assert max(furthest(got, want).values()) < 1e-5, (iterations, furthest(got, want))
 
 
@@ -164,12 +166,13 @@ def test_slabs_of_factored_votes_are_the_written_ones(
 ) -> None:
     monkeypatch.setattr(votes_module, "_SLAB", slab)
     inputs = inputs_of(CASES[name], 0.2).cast(torch.float32)
-    factored, written = (our_outcome(reading, name, inputs, 3, way) for way in (True, False))
+    ways = "factored", "written"
+    factored, written = (our_outcome(reading, name, inputs, 3, way) for way in ways)
     assert max(furthest(factored, written).values()) < 1e-5, furthest(factored, written)
 
 
-def small_sums() -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Patches_NTRK, transforms_NKJC and offsets_NRC; weights_TJN, centres_, precisions_TRJC."""
+def small_sums() -> tuple[list[Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Patches_NTRK, transforms_NKJC, offsets_NRC; shares_TJN, factors_TN; centres_, precisions_."""
     generator = torch.Generator().manual_seed(3)
 
     def normal(*shape: int) -> Tensor:
@@ -177,7 +180,8 @@ def small_sums() -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
 
     N, T, R, K, J, C = 3, 4, 2, 3, 2, 2
     factors = [normal(N, T, R, K), normal(N, K, J, C), normal(N, R, C)]
-    return factors, normal(T, J, N).sigmoid(), normal(T, R, J, C), normal(T, R, J, C)
+    weights = normal(T, J, N).sigmoid(), normal(T, N).sigmoid()
+    return factors, weights, (normal(T, R, J, C), normal(T, R, J, C))
 
 
 @pytest.mark.parametrize("with_offsets", [False, True])
@@ -188,33 +192,31 @@ def test_gradients_of_both_sums_are_those_of_finite_differences(
     monkeypatch.setattr(votes_module, "_SLAB", slab)
     # As large as a mass, so that the terms that are there because of it count.
     monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.5)
-    (patches, transforms, offsets), weights, centres, precisions = small_sums()
+    (patches, transforms, offsets), weights, parents = small_sums()
     places = offsets if with_offsets else None
 
-    def moments(w: Tensor, p: Tensor, t: Tensor) -> Moments:
-        return FactoredVotes(p, t, places).moments(w)
+    def moments(s: Tensor, f: Tensor, p: Tensor, t: Tensor) -> Moments:
+        return FactoredVotes(p, t, places).moments(s, f)
 
     def distances(c: Tensor, s: Tensor, p: Tensor, t: Tensor) -> Tensor:
         return FactoredVotes(p, t, places).distances(c, s)
 
-    for values in (patches, transforms, weights, centres, precisions):
+    for values in (patches, transforms, *weights, *parents):
         values.requires_grad_()
-    assert torch.autograd.gradcheck(moments, [weights, patches, transforms])
-    assert torch.autograd.gradcheck(distances, [centres, precisions, patches, transforms])
+    assert torch.autograd.gradcheck(moments, [*weights, patches, transforms])
+    assert torch.autograd.gradcheck(distances, [*parents, patches, transforms])
 
 
 def test_both_sums_are_those_of_written_votes_whatever_epsilon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(votes_module, "MASS_EPSILON", 0.5)
-    factors, weights, centres, precisions = small_sums()
-    weights[1, 0] = 0
+    factors, weights, parents = small_sums()
+    weights[0][1, 0] = 0
     written, factored = WrittenVotes(*factors), FactoredVotes(*factors)
-    for got, want in zip(factored.moments(weights), written.moments(weights), strict=True):
+    for got, want in zip(factored.moments(*weights), written.moments(*weights), strict=True):
         torch.testing.assert_close(got, want)
-    torch.testing.assert_close(
-        factored.distances(centres, precisions), written.distances(centres, precisions)
-    )
+    torch.testing.assert_close(factored.distances(*parents), written.distances(*parents))
 
 
 @pytest.mark.parametrize("reading", ["text", "code"])
@@ -231,9 +233,9 @@ def test_gradients_of_a_layer_are_those_of_finite_differences(reading: str) -> N
 # What must not matter
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize("how", [TEXT, CODE], ids=["text", "code"])
-def test_order_of_the_types_does_not_matter(how: EMRouting, factored: bool) -> None:
+def test_order_of_the_types_does_not_matter(how: EMRouting, way: str) -> None:
     case = replace(CASES["overlaps"], children=4, parents=3)
     inputs = inputs_of(case)
     i, j = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
@@ -244,8 +246,8 @@ def test_order_of_the_types_does_not_matter(how: EMRouting, factored: bool) -> N
         inputs.beta_a[j],
         inputs.beta_u[j],
     )
-    poses, activations = ours(case, how, inputs, factored=factored)
-    moved_poses, moved_activations = ours(case, how, moved, factored=factored)
+    poses, activations = ours(case, how, inputs, way=way)
+    moved_poses, moved_activations = ours(case, how, moved, way=way)
     torch.testing.assert_close(moved_poses, poses[:, :, j])
     torch.testing.assert_close(moved_activations, activations[:, :, j])
     assert not torch.allclose(moved_activations, activations)
@@ -274,21 +276,21 @@ def test_a_mirrored_layer_gives_mirrored_parents(how: EMRouting) -> None:
         assert not torch.allclose(got, want)
 
 
-@FACTORED
+@EVERY_WAY
 @pytest.mark.parametrize("reading", READINGS)
-def test_images_do_not_share_routing(reading: str, factored: bool) -> None:
+def test_images_do_not_share_routing(reading: str, way: str) -> None:
     case = replace(CASES["borders"], images=5)
     inputs = inputs_of(case)
-    together = ours(case, READINGS[reading], inputs, factored=factored)
+    together = ours(case, READINGS[reading], inputs, way=way)
     for image in range(5):
         one = slice(image, image + 1)
         alone = inputs._replace(poses=inputs.poses[one], activations=inputs.activations[one])
-        parts = ours(case, READINGS[reading], alone, factored=factored)
+        parts = ours(case, READINGS[reading], alone, way=way)
         for got, want in zip(parts, together, strict=True):
             torch.testing.assert_close(got, want[one])
     foreign = inputs.poses.clone()
     foreign[1:] = 100.0
-    others = ours(case, READINGS[reading], inputs._replace(poses=foreign), factored=factored)
+    others = ours(case, READINGS[reading], inputs._replace(poses=foreign), way=way)
     for got, want in zip(others, together, strict=True):
         torch.testing.assert_close(got[0], want[0])
 

@@ -345,10 +345,11 @@ def test_mixing_proportions_sum_to_one_over_a_layer(reading: dict[str, Any]) -> 
 
 @READINGS
 def test_written_votes_give_the_same_network(reading: dict[str, Any]) -> None:
-    images, labels = noise(3, 2, 32, 32), torch.tensor([[0], [4], [2]])
+    # In float32 each is as far from the truth as from the other: 3e-4 of some gradients of β_u.
+    images, labels = noise(3, 2, 32, 32).double(), torch.tensor([[0], [4], [2]])
     results = []
     for factored in (True, False):
-        model = net(reading)
+        model = net(reading).double()
         for layer in model.routed_layers:
             layer.factored = factored
         objective = model.objective(images, labels, images)
@@ -356,7 +357,7 @@ def test_written_votes_give_the_same_network(reading: dict[str, Any]) -> None:
         gradients = [parameter.grad for parameter in model.parameters()]
         results.append([objective.loss.detach(), objective.scores.detach(), *gradients])
     for one, other in zip(*results, strict=True):
-        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+        assert (one - other).abs().max() <= 1e-10 * other.abs().max()
 
 
 @READINGS

@@ -1,0 +1,70 @@
+"""Loops over places on several threads, with results that do not depend on how many there are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+PARTS = 8
+"""Ranges that places are cut into, whatever the number of threads."""
+
+
+def in_parts(run: Callable[[int, int, int], None], places: int) -> None:
+    """Call it with the number, the first and the end of each range, on as many threads as torch's.
+
+    The ranges are the same for any number of threads: what each of them adds up is too.
+    """
+    threads = min(torch.get_num_threads(), PARTS)
+    left = iter(range(PARTS))
+
+    def work() -> None:
+        for part in left:
+            run(part, places * part // PARTS, places * (part + 1) // PARTS)
+
+    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
+def addresses(
+    arrays: Mapping[str, Tensor | None], sizes: Mapping[str, int], dtype: torch.dtype
+) -> list[int | None]:
+    """Where arrays lie in memory, for loops that know no strides and see no ends.
+
+    Args:
+        arrays: By names whose axes stand after the last underscore; None where there is none.
+        sizes: Of each axis.
+        dtype: Of all arrays.
+
+    Raises:
+        ValueError: One is not what its name says, of another type, or not contiguous.
+    """
+    for name, array in arrays.items():
+        shape = tuple(sizes[axis] for axis in name.rpartition("_")[2])
+        if array is not None and not (
+            array.shape == shape
+            and array.dtype == dtype
+            and array.device.type == "cpu"
+            and array.is_contiguous()
+        ):
+            raise ValueError(
+                f"{name} is {array.dtype} {tuple(array.shape)} with strides {array.stride()} on "
+                f"{array.device}: a compiled loop needs contiguous {dtype} {shape} on the cpu"
+            )
+    return [None if array is None else array.data_ptr() for array in arrays.values()]
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "places")
+
+
+# Threads do not live on in a forked process.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
