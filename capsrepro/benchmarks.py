@@ -47,6 +47,9 @@ class Variant(_Part):
     what: What
     precision: Precision = Field(description="of the convolutions")
     batch_size: int = Field(gt=0)
+    together: int = Field(
+        1, gt=0, description="processes that made such steps at a time; turns are of all of them"
+    )
     axis: Axis | None = Field(None, description="what was varied, where scaling was measured")
     value: int | None = Field(None, description="to what")
     deterministic: bool | None = Field(None, description="whether the same bits were asked for")

@@ -37,6 +37,7 @@ from capsrepro.project import Project, find_project
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Images a step, not the protocol's.")
 @click.option("--scaling", is_flag=True, help="How the cost of a step grows, in place of models.")
+@click.option("--packed", is_flag=True, help="Also two and four runs on the device at a time.")
 @click.option("--json", "as_json", is_flag=True, help="All that was measured, for programs.")
 @click.option("--save", is_flag=True, help="Keep it, its table and plot in results/benchmarks.")
 @click.option(
@@ -54,6 +55,7 @@ def bench(
     rounds: int,
     batch: int | None,
     scaling: bool,
+    packed: bool,
     as_json: bool,
     save: bool,
     show: Path | None,
@@ -75,8 +77,10 @@ def bench(
         _output(read_benchmark(show), as_json)
         _draw(project, show)
         return
-    if scaling and (models or batch):
-        raise UsageError("--scaling has models and batches of its own; leave out yours.")
+    if scaling and (models or batch or packed):
+        raise UsageError(
+            "--scaling has models and batches of its own; leave out yours, and --packed."
+        )
     params = load_params(project.params)
     from capsrepro.running.benchmark_plan import named_model
 
@@ -87,7 +91,7 @@ def bench(
 
     if device:
         project = dataclasses.replace(project, device=device)
-    request = Request(models, precisions, threads, rounds, batch, scaling)  # type: ignore[arg-type]
+    request = Request(models, precisions, threads, rounds, batch, scaling, packed)  # type: ignore[arg-type]
     benchmark = run_benchmark(project, params, request, partial(click.echo, err=True))
     path = benchmark_path(project.results, benchmark)
     if save:

@@ -70,7 +70,7 @@ def _row(benchmark: Benchmark, variant: Variant) -> tuple[Cell, ...]:
     memory, share = variant.peak_memory_mib, peak_share(benchmark, variant)
     return (
         Cell(variant.model, variant.model),
-        Cell(WHAT[variant.what], variant.what),
+        _what_cell(variant),
         Cell(variant.precision, variant.precision),
         Cell(plain(variant.batch_size), variant.batch_size),
         _rate_cell(variant),
@@ -83,6 +83,13 @@ def _row(benchmark: Benchmark, variant: Variant) -> tuple[Cell, ...]:
         else _spread_cell(cost_ratio(benchmark, variant, plain_floor)),
         NOTHING if is_floor else _spread_cell(speed_up),
     )
+
+
+def _what_cell(variant: Variant) -> Cell:
+    if variant.together == 1:
+        return Cell(WHAT[variant.what], variant.what)
+    text = f"{WHAT[variant.what]}, {variant.together} runs at a time"
+    return Cell(text, f"{variant.what}-{variant.together}")
 
 
 def _rate_cell(variant: Variant) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,9 @@ from capsrepro.schema.base import Precision
 from capsrepro.schema.params import Params
 from capsrepro.training.state import choose_device
 
+_PACKS = (2, 4)
+"""How many runs are tried on one device at a time, beside one."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -32,6 +36,7 @@ class Request:
         rounds: Turns of every variant.
         batch_size: Images of a step; that of the protocol when None.
         scaling: Measure how cost grows in place of models.
+        packed: Also let several processes make steps at a time.
     """
 
     models: tuple[str, ...]
@@ -40,6 +45,7 @@ class Request:
     rounds: int
     batch_size: int | None
     scaling: bool
+    packed: bool = False
 
 
 def run_benchmark(
@@ -64,18 +70,20 @@ def run_benchmark(
     workers: list[Worker] = []
     measured: list[Measured] = []
 
-    def start(jobs: Sequence[Job]) -> list[Worker]:
-        workers.extend(started := [Worker(job) for job in jobs])
-        return started
+    def start(jobs: Sequence[Job]) -> list[list[Worker]]:
+        teams = [[Worker(job) for _ in range(job.together)] for job in jobs]
+        workers.extend(worker for team in teams for worker in team)
+        return teams
 
     try:
         # Beside a GPU there are cores enough to import for all groups at the same time.
         early = [start(jobs) for jobs in groups] if device.type == "cuda" else []
         for number, jobs in enumerate(groups):
-            group = early[number] if early else start(jobs)
-            say(f"{_name(jobs[0])}: {request.rounds} rounds, {len(group)} processes")
-            measured.append(_measure(group, request, device))
-            for worker in group:
+            teams = early[number] if early else start(jobs)
+            processes = sum(map(len, teams))
+            say(f"{_name(jobs[0])}: {request.rounds} rounds, {processes} processes")
+            measured.append(_measure(teams, request, device))
+            for worker in itertools.chain.from_iterable(teams):
                 worker.close()
     finally:
         for worker in workers:
@@ -113,12 +121,12 @@ def _groups(
     models: dict[str, int | None] = dict.fromkeys(request.models) or DEFAULT_MODELS[kind]
     if request.batch_size:
         models = dict.fromkeys(models, request.batch_size)
-    return model_jobs(params, models, precisions)
+    return model_jobs(params, models, precisions, _PACKS if request.packed else ())
 
 
-def _measure(group: Sequence[Worker], request: Request, device: torch.device) -> Measured:
-    together = device.type == "cuda"
-    return measure_group(group, request.rounds, str(device), request.threads, together)
+def _measure(teams: Sequence[Sequence[Worker]], request: Request, device: torch.device) -> Measured:
+    at_once = device.type == "cuda"
+    return measure_group(teams, request.rounds, str(device), request.threads, at_once)
 
 
 def _document(

@@ -62,6 +62,7 @@ class Job:
         what: See `capsrepro.benchmarks.What`.
         precisions: One; a floor is measured in several.
         batch_size: Images of a step.
+        together: Processes that make such steps on the device at a time.
         axis: What is varied, where scaling is measured.
         values: To what, one step each.
     """
@@ -70,6 +71,7 @@ class Job:
     what: What
     precisions: tuple[Precision, ...]
     batch_size: int
+    together: int = 1
     axis: Axis | None = None
     values: tuple[int, ...] = ()
 
@@ -108,9 +110,15 @@ def named_model(params: Params, model: str) -> RunSpec:
 
 
 def model_jobs(
-    params: Params, models: Mapping[str, int | None], precisions: Sequence[Precision]
+    params: Params,
+    models: Mapping[str, int | None],
+    precisions: Sequence[Precision],
+    packs: Sequence[int] = (),
 ) -> list[list[Job]]:
-    """One group a model: its step in every precision, the naive one, and the floors."""
+    """One group a model: its step in every precision, the naive one, and the floors.
+
+    And the step in the last precision by each of `packs` processes at a time.
+    """
     groups = []
     for model, images in models.items():
         batch_size = images or named_model(params, model).protocol.recipe.batch_size
@@ -119,6 +127,7 @@ def model_jobs(
         groups.append(
             [
                 *(Job(model, "step", (precision,), batch_size) for precision in precisions),
+                *(Job(model, "step", (precisions[-1],), batch_size, together=n) for n in packs),
                 Job(model, "naive", ("float32",), batch_size),
                 Job(model, "floor", floors, batch_size),
             ]
@@ -129,7 +138,7 @@ def model_jobs(
 def scaling_jobs(kind: str, precision: Precision) -> list[list[Job]]:
     """One group an axis: a process that makes a step at every point of it."""
     return [
-        [Job(model, "step", (precision,), batch_size, axis, values)]
+        [Job(model, "step", (precision,), batch_size, axis=axis, values=values)]
         for model, batch_size, axis, values in SCALING[kind]
     ]
 

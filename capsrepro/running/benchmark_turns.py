@@ -89,11 +89,17 @@ class Worker:
 
 
 class Lane:
-    """One point of a worker's job, and what became of it."""
+    """One point of a job, and what became of it.
 
-    def __init__(self, worker: Worker, number: int) -> None:
-        self.worker, self.number = worker, number
-        self.point = worker.job.points()[number]
+    Args:
+        workers: Of the job: one, or as many as are to have their turns at the same time.
+        number: Of the point.
+    """
+
+    def __init__(self, workers: Sequence[Worker], number: int) -> None:
+        self.workers, self.number = workers, number
+        self.job = workers[0].job
+        self.point = self.job.points()[number]
         self.steps = 0
         self.failure: str | None = None
         self.turns: list[Turn] = []
@@ -109,24 +115,34 @@ class Lane:
 
     def calibrate(self) -> None:
         """Settle how many steps make a turn."""
-        asked = self.worker.ask(calibrate=self.number, least_s=_TURN_S)
+        asked = self.workers[0].ask(calibrate=self.number, least_s=_TURN_S)
         self.steps = asked["steps"]
 
     def turn(self) -> None:
-        """Make one turn."""
-        answer = self.worker.ask(turn=self.number, steps=self.steps)
-        self.turns.append(Turn(**answer["turn"]))
-        self.facts["peak_memory_mib"] = answer["peak_memory_mib"]
+        """Make one turn, all workers at the same time."""
+        for worker in self.workers:
+            worker.send(turn=self.number, steps=self.steps)
+        answers = [worker.receive() for worker in self.workers]
+        turns = [Turn(**answer["turn"]) for answer in answers]
+        self.turns.append(
+            Turn(
+                steps=sum(turn.steps for turn in turns),
+                wall_s=max(turn.wall_s for turn in turns),
+                cpu_s=sum(turn.cpu_s for turn in turns),
+            )
+        )
+        self.facts["peak_memory_mib"] = sum(answer["peak_memory_mib"] for answer in answers)
 
     def variant(self) -> Variant:
         """What is kept of it."""
-        job, facts = self.worker.job, self.facts
+        job, facts = self.job, self.facts
         alone = len(job.points()) == 1
         return Variant(
             model=job.model,
             what=job.what,
             precision=self.point.precision,
             batch_size=self.point.batch_size,
+            together=job.together,
             axis=job.axis,
             value=self.point.value,
             deterministic=facts.get("deterministic"),
@@ -153,19 +169,23 @@ class Measured:
 
 
 def measure_group(
-    workers: Sequence[Worker], rounds: int, device: str, threads: int | None, at_once: bool
+    teams: Sequence[Sequence[Worker]],
+    rounds: int,
+    device: str,
+    threads: int | None,
+    at_once: bool,
 ) -> Measured:
     """Prepare the workers of one group, then let them take turns.
 
     Args:
-        workers: Of one model, or of one axis.
+        teams: The workers of each job of one model, or of one axis.
         rounds: Turns of every lane; who begins changes from round to round.
         device: As `choose_device` takes it.
         threads: Of torch; its own choice when None.
         at_once: Whether they are prepared together: quicker where there are cores for all.
     """
-    lanes = [Lane(worker, n) for worker in workers for n in range(len(worker.job.points()))]
-    _prepare(workers, lanes, device, threads, at_once)
+    lanes = [Lane(team, n) for team in teams for n in range(len(team[0].job.points()))]
+    _prepare(lanes, device, threads, at_once)
     for lane in lanes:
         lane.attempt(lane.calibrate)
     peaks: dict[Precision, list[float]] = {}
@@ -174,27 +194,22 @@ def measure_group(
         for lane in (*lanes[first:], *lanes[:first]):
             lane.attempt(lane.turn)
         for lane in lanes:
-            if lane.worker.job.what == "floor":
+            if lane.job.what == "floor":
                 lane.attempt(lambda lane=lane: _note_peak(lane, peaks))  # type: ignore[misc]
     flops = (lane.facts.get("flop_per_image") for lane in lanes)
     return Measured([lane.variant() for lane in lanes], peaks, next(filter(None, flops), None))
 
 
-def _prepare(
-    workers: Sequence[Worker],
-    lanes: Sequence[Lane],
-    device: str,
-    threads: int | None,
-    at_once: bool,
-) -> None:
+def _prepare(lanes: Sequence[Lane], device: str, threads: int | None, at_once: bool) -> None:
     def send(worker: Worker) -> None:
         worker.send(prepare=dataclasses.asdict(worker.job), device=device, threads=threads)
 
+    workers = list(dict.fromkeys(worker for lane in lanes for worker in lane.workers))
     if at_once:
         for worker in workers:
             send(worker)
     for worker in workers:
-        own = [lane for lane in lanes if lane.worker is worker]
+        own = [lane for lane in lanes if worker in lane.workers]
         try:
             worker.receive()  # its greeting, after its imports
             if not at_once:
@@ -209,5 +224,5 @@ def _prepare(
 
 
 def _note_peak(lane: Lane, peaks: dict[Precision, list[float]]) -> None:
-    answer = lane.worker.ask(peak=lane.number)
+    answer = lane.workers[0].ask(peak=lane.number)
     peaks.setdefault(lane.point.precision, []).append(answer["flop_per_s"])
