@@ -90,10 +90,13 @@ class Benchmark(_Part):
 
 
 def benchmark_path(results: Path, benchmark: Benchmark) -> Path:
-    """Where a benchmark of this machine is kept; one of scaling has a file of its own."""
+    """Where a benchmark of this machine is kept; scaling and packed runs have their own files."""
     slug = re.sub(r"[^a-z0-9]+", "-", benchmark.machine.device.lower()).strip("-")
-    scaling = any(variant.axis for variant in benchmark.variants)
-    return results / "benchmarks" / f"{slug}{'-scaling' if scaling else ''}.json"
+    if any(variant.axis for variant in benchmark.variants):
+        slug += "-scaling"
+    elif any(variant.together > 1 for variant in benchmark.variants):
+        slug += "-packed"
+    return results / "benchmarks" / f"{slug}.json"
 
 
 def write_benchmark(path: Path, benchmark: Benchmark) -> None:

@@ -62,6 +62,7 @@ def run_benchmark(
     Raises:
         UsageError: The device does not have a precision.
         CapsreproError: The device does not exist on this machine.
+        KeyboardInterrupt: Before the first model was measured; later, what there is is returned.
     """
     device = choose_device(project.device)
     precisions = _precisions(request, device)
@@ -85,6 +86,10 @@ def run_benchmark(
             measured.append(_measure(teams, request, device))
             for worker in itertools.chain.from_iterable(teams):
                 worker.close()
+    except KeyboardInterrupt:
+        if not measured:
+            raise
+        say("interrupted; the models that were measured are kept")
     finally:
         for worker in workers:
             worker.close()

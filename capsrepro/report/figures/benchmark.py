@@ -63,8 +63,9 @@ def _draw_variant(axes: Axes, variant: Variant, height: float) -> None:
     ends = [[rate.median - rate.low], [rate.high - rate.median]]
     label = "naive reference" if naive else variant.precision
     axes.errorbar([rate.median], [height], xerr=ends, fmt="o", color=color, label=label)
+    together = f" ({variant.together} runs)" if variant.together > 1 else ""
     axes.annotate(
-        rounded(rate.median),
+        rounded(rate.median) + together,
         (rate.median, height),
         xytext=(0, 5),
         textcoords="offset points",
