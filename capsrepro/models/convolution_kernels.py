@@ -175,9 +175,7 @@ def weight_slopes(
                 sums_MN = tl.dot(tl.trans(g_KM), x_KN, sums_MN)
             else:
                 m, n = place * O + o, pixel * C + c
-                sums_MN = _add_product(
-                    sums_MN, slopes, m, b, Y * X * O, images, n, b, HWC, PARTS
-                )
+                sums_MN = _add_product(sums_MN, slopes, m, b, Y * X * O, images, n, b, HWC, PARTS)
         if item < whole:
             _store(result_OkkC, sums_MN, o, under * C + c, O, SIDE * SIDE * C, M, N, False)
         else:
