@@ -56,7 +56,7 @@ class PrimaryCapsules(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Squashed capsules u_BEI; the I = types · rows · columns children run along the end."""
-        maps_BOHW = self.convolution.narrow(features_BCHW)
+        maps_BOHW = self.convolution(features_BCHW)
         return squashed_maps(maps_BOHW, self.bias, self.types, self.dim, self.scale)
 
 

@@ -66,12 +66,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images of shape (B, C, H, W); the result is float32."""
-        result = self.narrow(images)
+        result = self._convolve(images, False)
         return result.float() if result.dtype == torch.bfloat16 else result
-
-    def narrow(self, images: Tensor) -> Tensor:
-        """The convolution as it was computed: bfloat16 on a GPU if reduced and without a bias."""
-        return self._convolve(images, False)
 
     def rectified(self, images: Tensor) -> Tensor:
         """ReLU of the convolution, to be convolved next: bfloat16 where that is what would be read.
