@@ -15,7 +15,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from capsrepro.models.convolution import Conv2d, Padding, output_size, truncated_normal_
+from capsrepro.models.convolution import (
+    Conv2d,
+    Padding,
+    RectifiedConv2d,
+    output_size,
+    truncated_normal_,
+)
 from capsrepro.models.decoder import Decoder
 from capsrepro.models.losses import (
     MarginReduction,
@@ -56,7 +62,7 @@ class PrimaryCapsules(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         """Squashed capsules u_BEI; the I = types · rows · columns children run along the end."""
-        maps_BOHW = self.convolution.narrow(features_BCHW)
+        maps_BOHW = self.convolution(features_BCHW)
         return squashed_maps(maps_BOHW, self.bias, self.types, self.dim, self.scale)
 
 
@@ -106,7 +112,7 @@ class CapsNet(nn.Module):
         self.margin_loss_reduction: MarginReduction = margin_loss_reduction
         self.reconstruction_weight = reconstruction_weight
 
-        self.conv1 = Conv2d(image_shape[0], conv1_channels, conv1_kernel, padding=padding)
+        self.conv1 = RectifiedConv2d(image_shape[0], conv1_channels, conv1_kernel, padding=padding)
         geometry = (primary_types, primary_dim, primary_kernel, primary_stride)
         self.primary = PrimaryCapsules(conv1_channels, *geometry, padding, primary_scale)
         rows, columns = (
@@ -148,7 +154,7 @@ class CapsNet(nn.Module):
 
     def primary_capsules(self, images_BCHW: Tensor) -> Tensor:
         """Squashed primary capsules u_BEI, which the class capsules are routed from."""
-        capsules_BEI: Tensor = self.primary(self.conv1.rectified(images_BCHW))
+        capsules_BEI: Tensor = self.primary(self.conv1(images_BCHW))
         return capsules_BEI
 
     def class_capsules(self, images_BCHW: Tensor) -> Tensor:

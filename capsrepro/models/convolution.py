@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from capsrepro.models.convolution_cuda import linear_convolution, rectified_convolution
+from capsrepro.models.convolution_factors import Precision
 from capsrepro.models.convolution_gradients import convolve
+from capsrepro.models.convolution_launches import takes
 
 Padding = Literal["valid", "same"]
 
@@ -42,10 +44,10 @@ def output_size(size: int, kernel: int, stride: int, padding: Padding) -> int:
 
 
 class Conv2d(nn.Conv2d):
-    """A square convolution whose arithmetic may be bfloat16 while its parameters are float32.
+    """A square convolution whose arithmetic may be reduced while its parameters are float32.
 
     Attributes:
-        reduced: When true, input and kernel are rounded to bfloat16 for the product.
+        precision: To which input and kernel are rounded for the product; tf32 is one of GPUs.
     """
 
     def __init__(
@@ -60,16 +62,12 @@ class Conv2d(nn.Conv2d):
     ) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, bias=bias)
         self.pad_same = padding == "same"
-        self.reduced = False
+        self.precision: Precision = "float32"
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images of shape (B, C, H, W); the result is float32."""
-        result = self.narrow(images)
+        result = self._convolve(images, False)
         return result.float() if result.dtype == torch.bfloat16 else result
-
-    def narrow(self, images: Tensor) -> Tensor:
-        """The convolution as it was computed: bfloat16 on a GPU if reduced and without a bias."""
-        return self._convolve(images, False)
 
     def rectified(self, images: Tensor) -> Tensor:
         """ReLU of the convolution, to be convolved next: bfloat16 where that is what would be read.
@@ -80,20 +78,21 @@ class Conv2d(nn.Conv2d):
 
     def _convolve(self, images: Tensor, rectified: bool) -> Tensor:
         device, stride = images.device.type, self.stride[0]
+        reduced = self.precision == "bf16"
         # A GPU's library pads by itself, by the same amount on all sides.
         within = self._padding_within if device == "cuda" else 0
         if self.pad_same and not within:
             images = self._pad(images)
-        if device == "cpu" and (not self.reduced or has_bfloat16(device)):
-            settings = {"reduced": self.reduced, "rectified": rectified}
+        if device == "cpu" and (not reduced or has_bfloat16(device)):
+            settings = {"reduced": reduced, "rectified": rectified}
             return convolve(images, self.weight, self.bias, stride, **settings)
-        if not self.reduced:
+        if device == "cuda" and not rectified and self.bias is None:
+            return linear_convolution(images, self.weight, stride, within, self.precision)
+        if not reduced:
             result = F.conv2d(images, self.weight, self.bias, stride, within)
             return result.relu() if rectified else result
         if device == "cuda" and rectified and self.bias is not None:
             return rectified_convolution(images, self.weight, self.bias, stride, within)
-        if device == "cuda" and not rectified and self.bias is None:
-            return linear_convolution(images, self.weight, stride, within)
         factors = images.bfloat16(), self.weight.bfloat16()
         if not has_bfloat16(device):
             # The same rounded factors, multiplied in float32: no faster, and a little more exact,
@@ -103,6 +102,10 @@ class Conv2d(nn.Conv2d):
         if self.bias is not None:
             result = result.float() + self.bias.view(-1, 1, 1)
         return result.relu() if rectified else result
+
+    def by_tiles(self, device: torch.device) -> bool:
+        """Whether kernels of our own, which want channels last in memory, compute large batches."""
+        return self.bias is None and not self.pad_same and takes(self.weight, device)
 
     @property
     def _padding_within(self) -> int:
@@ -128,11 +131,11 @@ class RectifiedConv2d(Conv2d):
         return self.rectified(images)
 
 
-def set_reduced_convolutions(model: nn.Module, reduced: bool) -> None:
-    """Switch every convolution of a model to bfloat16 arithmetic or back."""
+def set_convolution_precision(model: nn.Module, precision: Precision) -> None:
+    """Switch every convolution of a model to the arithmetic of a precision."""
     for module in model.modules():
         if isinstance(module, Conv2d):
-            module.reduced = reduced
+            module.precision = precision
 
 
 def truncated_normal_(tensor: Tensor, std: float) -> None:

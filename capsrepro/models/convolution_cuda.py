@@ -1,4 +1,4 @@
-"""Convolutions in bfloat16 on a GPU: with a ReLU rounded and written once, or without and exact.
+"""Convolutions on a GPU: in bfloat16 with a ReLU, rounded and written once, or without, and exact.
 
 Convolution, bias, ReLU and the rounding that the next convolution would do anyway are four passes
 over the largest tensors of a network where each is an operation of its own. Here the sums stay in
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.convolution_launches import TILES, Launcher, Tiles, supported
+from capsrepro.models.convolution_factors import FACTORS, Factors, Precision
+from capsrepro.models.convolution_launches import Launcher, supported
 
 # Up to here a matrix product over patches, which are written out, beats the library's convolution.
 _MOST_PATCH_NUMBERS = 128
@@ -48,20 +49,22 @@ def rectified_convolution(
 
 
 def linear_convolution(
-    images_BCHW: Tensor, weight_OCkk: Tensor, stride: int, padding: int
+    images_BCHW: Tensor, weight_OCkk: Tensor, stride: int, padding: int, precision: Precision
 ) -> Tensor:
-    """Convolution of factors rounded to bfloat16, without a bias; arguments as above.
+    """Convolution without a bias, of factors of a precision; other arguments as above.
 
     Returns:
-        float32, shape (B, O, Y, X), channels last in memory.
+        float32, shape (B, O, Y, X); channels last in memory where the kernels ran.
     """
     if padding > 0 or not supported(images_BCHW, weight_OCkk, stride):
+        if precision != "bf16":
+            return F.conv2d(images_BCHW, weight_OCkk, None, stride, padding)
         factors = images_BCHW.bfloat16(), weight_OCkk.bfloat16()
         return F.conv2d(*factors, None, stride, padding).float()
     with torch.cuda.device(images_BCHW.device):
         processors = torch.cuda.get_device_properties(images_BCHW.device).multi_processor_count
         result: Tensor = TiledConvolution.apply(
-            images_BCHW, weight_OCkk, stride, TILES, processors, torch.bfloat16
+            images_BCHW, weight_OCkk, stride, FACTORS[precision], processors
         )
     return result
 
@@ -78,13 +81,12 @@ class TiledConvolution(torch.autograd.Function):
         images: Tensor,
         weight: Tensor,
         stride: int,
-        tiles: Tiles,
+        factors: Factors,
         processors: int,
-        factors: torch.dtype,
     ) -> Tensor:
-        """The convolution of images and weight rounded to the type of `factors`."""
-        images_BHWC, weight_OkkC = (_channels_last(x.to(factors)) for x in (images, weight))
-        launch = Launcher(images_BHWC.shape, weight_OkkC.shape, stride, tiles, processors)
+        """The convolution of images and weight, rounded to the type of the factors."""
+        images_BHWC, weight_OkkC = (_channels_last(x.to(factors.dtype)) for x in (images, weight))
+        launch = Launcher(images_BHWC.shape, weight_OkkC.shape, stride, factors, processors)
         ctx.save_for_backward(images_BHWC, weight_OkkC)
         ctx.launch, ctx.kind = launch, images.dtype
         return launch.convolve(images_BHWC, weight_OkkC).permute(0, 3, 1, 2)
@@ -101,7 +103,7 @@ class TiledConvolution(torch.autograd.Function):
             d_images = d_images_BHWC.permute(0, 3, 1, 2).to(ctx.kind)
         if ctx.needs_input_grad[1]:
             d_weight = ctx.launch.weight_slopes(images_BHWC, slopes_BYXO).permute(0, 3, 1, 2)
-        return d_images, d_weight, None, None, None, None
+        return d_images, d_weight, None, None, None
 
 
 class _ByLibrary(torch.autograd.Function):

@@ -8,42 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from capsrepro.models.convolution_factors import Factors, Tile, factors_along
 
-class Tile(NamedTuple):
-    """What a program of a kernel takes on at a time.
-
-    Attributes:
-        M: Rows of a result.
-        N: Columns of a result, at most.
-        K: Numbers added over.
-        warps: Of 32 threads.
-        stages: Of the pipeline of loads.
-    """
-
-    M: int
-    N: int
-    K: int
-    warps: int
-    stages: int
-
-
-class Tiles(NamedTuple):
-    """Of each kernel."""
-
-    convolve: Tile = Tile(128, 256, 64, 8, 4)
-    images: Tile = Tile(128, 256, 64, 8, 4)
-    weight: Tile = Tile(256, 128, 64, 8, 4)
-
-
-TILES = Tiles()
-
-# Tiles of fewer images are mostly empty, and positions in tensors are numbers of 32 bits.
-_FEWEST_IMAGES, _MOST_NUMBERS = 64, 2**31
+# Tiles of fewer images are mostly empty. Positions in two parts of a tensor are of 32 bits.
+_FEWEST_IMAGES, _MOST_NUMBERS = 64, 2**30
 
 # Rows of a tile whose parts a program adds up.
 _ROWS = 16
@@ -52,19 +25,31 @@ _ROWS = 16
 def supported(images_BCHW: Tensor, weight_OCkk: Tensor, stride: int) -> bool:
     """Whether the kernels take a convolution without padding and are the faster ones.
 
-    They are made for the tensor cores of compute capability 9, batches of at least 64 images and
-    channels in multiples of 128. Triton must be installed.
+    They want at least 64 images; see `takes` for the rest.
     """
-    if not images_BCHW.is_cuda or torch.cuda.get_device_capability(images_BCHW.device)[0] != 9:
-        return False
-    B, C, H, W = images_BCHW.shape
+    B, _, H, W = images_BCHW.shape
     O, _, side, across = weight_OCkk.shape
     places = ((H - side) // stride + 1) * ((W - side) // stride + 1)
     return (
         B >= _FEWEST_IMAGES
-        and C % 128 == O % 128 == 0
+        and takes(weight_OCkk, images_BCHW.device)
         and side == across
         and max(images_BCHW.numel(), weight_OCkk.numel(), B * O * places) < _MOST_NUMBERS
+        and images_BCHW.dtype in (torch.float32, torch.bfloat16)
+        and weight_OCkk.dtype == torch.float32
+    )
+
+
+def takes(weight_OCkk: Tensor, device: torch.device) -> bool:
+    """Whether the kernels are made for the device and the weight.
+
+    They are for the tensor cores of compute capability 9, and channels in multiples of 128. Triton
+    must be installed.
+    """
+    return (
+        device.type == "cuda"
+        and weight_OCkk.shape[0] % 128 == weight_OCkk.shape[1] % 128 == 0
+        and torch.cuda.get_device_capability(device)[0] == 9
         and importlib.util.find_spec("triton") is not None
     )
 
@@ -76,7 +61,7 @@ class Launcher:
         shape_BHWC: Of the images.
         shape_OkkC: Of the weight.
         stride: In pixels.
-        tiles: Of the kernels.
+        factors: How they are made, and tiles of the kernels.
         processors: Of the GPU.
     """
 
@@ -85,7 +70,7 @@ class Launcher:
         shape_BHWC: tuple[int, ...],
         shape_OkkC: tuple[int, ...],
         stride: int,
-        tiles: Tiles,
+        factors: Factors,
         processors: int,
     ) -> None:
         # Triton exists on few machines; kernels are loaded where they run.
@@ -93,20 +78,23 @@ class Launcher:
 
         self.kernels: Any = convolution_kernels
         self.shape_BHWC, self.shape_OkkC, self.stride = shape_BHWC, shape_OkkC, stride
-        self.tiles, self.processors = tiles, processors
+        self.factors, self.processors = factors, processors
         self.B, self.H, self.W, self.C = shape_BHWC
         self.O, self.side = shape_OkkC[:2]
         self.Y, self.X = ((size - self.side) // stride + 1 for size in (self.H, self.W))
 
     def convolve(self, images_BHWC: Tensor, weight_OkkC: Tensor) -> Tensor:
         """The convolution, float32, shape (B, Y, X, O)."""
-        tile = self.tiles.convolve
+        tile = self.factors.tiles.convolve
         N = _fitting(tile.N, self.O)
         result_BYXO = self._new(images_BHWC, (self.B, self.Y, self.X, self.O))
         tiles = -(-self.B // tile.M) * self.Y * self.X * (self.O // N)
         self._launch_shared(
             self.kernels.convolve_tiles,
-            (_source(images_BHWC, tile.M, tile.K), _source(weight_OkkC, N, tile.K)),
+            (
+                self._along(images_BHWC, tile.M, tile.K),
+                self._along(weight_OkkC, N, tile.K),
+            ),
             result_BYXO,
             tile._replace(N=N),
             tiles,
@@ -117,13 +105,13 @@ class Launcher:
 
     def weight_slopes(self, images_BHWC: Tensor, slopes_BYXO: Tensor) -> Tensor:
         """Gradient of the weight, float32, shape (O, k, k, C)."""
-        tile = self.tiles.weight
+        tile = self.factors.tiles.weight
         M, N = _fitting(tile.M, self.O), _fitting(tile.N, self.C)
         result_OkkC = self._new(images_BHWC, self.shape_OkkC)
         blocks = -(-self.B // tile.K)
         self._launch_shared(
             self.kernels.weight_slopes,
-            (_source(images_BHWC, tile.K, N), _source(slopes_BYXO, tile.K, M)),
+            (self._across(images_BHWC, N, tile.K), self._across(slopes_BYXO, M, tile.K)),
             result_OkkC,
             tile._replace(M=M, N=N),
             (self.O // M) * self.side**2 * (self.C // N),
@@ -134,7 +122,7 @@ class Launcher:
 
     def image_slopes(self, slopes_BYXO: Tensor, weight_OkkC: Tensor) -> Tensor:
         """Gradient of the images, of the type of the slopes, shape (B, H, W, C)."""
-        tile = self.tiles.images
+        tile = self.factors.tiles.images
         N = _fitting(tile.N, self.C)
         result_BHWC = slopes_BYXO.new_empty(self.shape_BHWC)
         order_P = _busiest_first(
@@ -142,8 +130,8 @@ class Launcher:
         )
         grid = (self.H * self.W * -(-self.B // tile.M) * (self.C // N),)
         self.kernels.image_slopes[grid](
-            _source(slopes_BYXO, tile.M, tile.K),
-            _source(weight_OkkC, tile.K, N),
+            self._along(slopes_BYXO, tile.M, tile.K),
+            self._across(weight_OkkC, N, tile.K),
             order_P,
             result_BHWC,
             self.B,
@@ -165,9 +153,11 @@ class Launcher:
         """Whole tiles in rounds of all programs; of those left, shares of their steps.
 
         Where there are fewer tiles than processors each is cut into equal parts, though that
-        leaves some processors idle: programs of unequal shares read from memory out of step.
+        leaves up to a quarter of them idle: programs of unequal shares read out of step.
         """
-        programs = self.processors // tiles * tiles or self.processors
+        programs = self.processors // tiles * tiles
+        if 4 * programs < 3 * self.processors:
+            programs = self.processors
         whole, left = divmod(tiles, programs)
         share = max(-(-left * steps // programs), 1)
         parts_SMN = self._new(result, (max(programs + left - 1, 1), tile.M, tile.N))
@@ -197,6 +187,16 @@ class Launcher:
                 MASKED=len(result) % tile.M > 0,
             )
 
+    def _along(self, matrix: Tensor, rows: int, columns: int) -> Any:
+        """Tiles of rows of a matrix; numbers of a row are added over."""
+        return _source(factors_along(matrix, self.factors.parts, turned=False), rows, columns)
+
+    def _across(self, matrix: Tensor, columns: int, rows: int) -> Any:
+        """Tiles of columns of a matrix, turned if in parts; numbers of a column are added over."""
+        if self.factors.parts == 0:
+            return _source(matrix, rows, columns)
+        return _source(factors_along(matrix, self.factors.parts, turned=True), columns, rows)
+
     def _sizes(self, tile: Tile) -> dict[str, Any]:
         return {
             "W": self.W,
@@ -210,6 +210,7 @@ class Launcher:
             "M": tile.M,
             "N": tile.N,
             "K": tile.K,
+            "PARTS": self.factors.parts,
             "num_warps": tile.warps,
             "num_stages": tile.stages,
         }

@@ -21,7 +21,7 @@ from capsrepro.models.capsule_layers import (
     Pose,
     RoutedCapsules,
 )
-from capsrepro.models.convolution import Conv2d, output_size, truncated_normal_
+from capsrepro.models.convolution import RectifiedConv2d, output_size, truncated_normal_
 from capsrepro.models.em_routing import EMRouting
 from capsrepro.models.losses import CLASSIFICATION_LOSSES, Objective, present, spread_loss
 from capsrepro.models.receptive_fields import ReceptiveFields
@@ -87,7 +87,7 @@ class MatrixCapsNet(nn.Module):
         if side != columns:
             raise ValueError(f"{side}x{columns} pixels are not square")
         how = EMRouting(**routing)
-        self.conv1 = Conv2d(channels, conv1_channels, conv1_kernel, stride=conv1_stride)
+        self.conv1 = RectifiedConv2d(channels, conv1_channels, conv1_kernel, stride=conv1_stride)
         self.primary = MatrixPrimaryCapsules(conv1_channels, primary_types, pose, primary_shift)
         grid = Grid(side, 0, 1).under(conv1_kernel, conv1_stride)
         self.conv_caps = nn.Sequential()
@@ -127,7 +127,7 @@ class MatrixCapsNet(nn.Module):
 
     def primary_capsules(self, images_BCHW: Tensor) -> Capsules:
         """Primary capsules, which all others are routed from."""
-        capsules: Capsules = self.primary(self.conv1.rectified(images_BCHW))
+        capsules: Capsules = self.primary(self.conv1(images_BCHW))
         return capsules
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from capsrepro.data.preparation import find_dataset, prepare_dataset
 from capsrepro.data.prepared import Manifest
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.models import MODELS
+from capsrepro.models.convolution import Conv2d
 from capsrepro.project import Project
 from capsrepro.training import loop, state
 
@@ -49,9 +50,10 @@ def build_model(spec: RunSpec, device: torch.device) -> nn.Module:
     loop.set_precision(model, spec.protocol.recipe.precision)
     # From here on the random state serves dropout alone.
     torch.manual_seed(state.stream_seed(spec.seed, "dropout"))
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     exact_on_gpu = device.type == "cuda" and spec.protocol.recipe.precision == "float32"
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and not exact_on_gpu:
+    if not exact_on_gpu or any(isinstance(m, Conv2d) and m.by_tiles(device) for m in convolutions):
+        for module in convolutions:
             # Faster (docs/performance.md); the layout of the transforms must stay as it is.
             module.to(memory_format=torch.channels_last)
     return model.to(device)

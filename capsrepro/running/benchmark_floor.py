@@ -103,7 +103,8 @@ def make_floor_step(products: Products, precision: Precision, device: torch.devi
 
 
 def _make_pass(call: LayerCall, device: torch.device) -> Step:
-    dtype = torch.bfloat16 if getattr(call.layer, "reduced", False) else torch.float32
+    reduced = getattr(call.layer, "precision", "float32") == "bf16"
+    dtype = torch.bfloat16 if reduced else torch.float32
     weight = call.layer.weight.detach().to(dtype).requires_grad_()
     inputs = torch.rand(call.shape, device=device).to(dtype)
     if isinstance(call.layer, nn.Conv2d):

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from capsrepro.models.convolution import set_reduced_convolutions
+from capsrepro.models.convolution import set_convolution_precision
+from capsrepro.schema.base import Precision
 from capsrepro.schema.params import Recipe
 from capsrepro.training.graph import Stream, make_step
 from capsrepro.training.optimisation import learning_rate, set_learning_rate, spread_margin
@@ -42,11 +43,11 @@ class Watcher(Protocol):
         """After every epoch, with its entry of the history."""
 
 
-def set_precision(model: nn.Module, precision: str) -> None:
+def set_precision(model: nn.Module, precision: Precision) -> None:
     """Apply a named precision to convolutions alone: float32, tf32 (on a GPU) or bf16."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    set_reduced_convolutions(model, precision == "bf16")
+    set_convolution_precision(model, precision)
 
 
 Probe = Callable[[nn.Module], dict[str, float]]

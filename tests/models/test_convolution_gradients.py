@@ -112,7 +112,7 @@ def test_reduced_is_the_product_of_the_rounded_factors(
 @BFLOAT16
 def test_rounding_commutes_with_relu() -> None:
     convolution = Conv2d(1, 16, 3)
-    convolution.reduced = True
+    convolution.precision = "bf16"
     images = torch.rand(5, 1, 9, 9)
     rectified = convolution.rectified(images)
     assert torch.equal(rectified, convolution(images).relu().bfloat16())

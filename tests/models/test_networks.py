@@ -6,7 +6,7 @@ import torch
 
 from capsrepro.config import load_params, resolve_run
 from capsrepro.models import MODELS
-from capsrepro.models.convolution import Conv2d, output_size, set_reduced_convolutions
+from capsrepro.models.convolution import Conv2d, output_size, set_convolution_precision
 from capsrepro.models.losses import margin_loss, present
 from capsrepro.running.assembly import build_model
 
@@ -95,18 +95,18 @@ def test_reduced_precision_touches_convolutions_only() -> None:
     model = model_of("digits/capsnet-r3-recon/seed-0")
     images = torch.rand(4, 1, 8, 8)
     exact = model(images)
-    set_reduced_convolutions(model, True)
+    set_convolution_precision(model, "bf16")
     reduced = model(images)
     assert reduced.dtype == torch.float32
     assert not torch.equal(reduced, exact)
     torch.testing.assert_close(reduced, exact, rtol=0, atol=0.02)
-    set_reduced_convolutions(model, False)
+    set_convolution_precision(model, "float32")
     assert torch.equal(model(images), exact)
 
 
 def test_reduced_precision_is_the_same_without_the_hardware(monkeypatch) -> None:
     convolution = Conv2d(3, 8, 5)
-    convolution.reduced = True
+    convolution.precision = "bf16"
     images = torch.rand(2, 3, 12, 12)
     here = convolution(images)
     monkeypatch.setattr("capsrepro.models.convolution.has_bfloat16", lambda device: False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from capsrepro.models.capsnet import PrimaryCapsules
-from capsrepro.models.convolution import set_reduced_convolutions
+from capsrepro.models.convolution import set_convolution_precision
 from capsrepro.models.primary_cuda import plainly_squashed_maps, squashed_maps
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -81,11 +81,10 @@ def test_kernels_are_as_exact_as_float32_and_give_the_same_bits_each_time(
 
 @pytest.mark.gpu
 @ON_CUDA
-def test_primary_capsules_take_the_convolution_as_it_was_computed() -> None:
+def test_primary_capsules_are_the_squashed_maps_of_the_convolution() -> None:
     primary = PrimaryCapsules(4, TYPES, DIM, 3, 2, "valid", SCALE).cuda()
-    set_reduced_convolutions(primary, True)
+    set_convolution_precision(primary, "bf16")
     features = torch.randn(5, 4, 9, 9, device="cuda").contiguous(memory_format=torch.channels_last)
-    assert primary.convolution.narrow(features).dtype == torch.bfloat16
     maps = primary.convolution(features)
     assert maps.dtype == torch.float32
     plain = plainly_squashed_maps(maps, primary.bias, TYPES, DIM, SCALE)

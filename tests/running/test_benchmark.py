@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from capsrepro.benchmarks import Benchmark, read_benchmark
 from capsrepro.config import load_params
@@ -146,6 +147,16 @@ def test_products_of_a_cnn_are_counted():
     forward = [64 * 9 * 32, 64 * 9 * 32 * 32, 64 * 9 * 32 * 16, 1024 * 64, 64 * 10]
     # Twice forward for the gradient of kernels, and of inputs where there is one.
     assert products.flop_per_image == 2 * (2 * forward[0] + 3 * sum(forward[1:]))
+
+
+def test_products_of_capsules_are_those_of_both_convolutions_and_the_decoder():
+    _, spec = small("digits/capsnet-r3-recon", 64)
+    convolutions = [c for c in find_products(spec, CPU).calls if isinstance(c.layer, nn.Conv2d)]
+    assert [call.layer.in_channels for call in convolutions] == [
+        1,
+        convolutions[0].layer.out_channels,
+    ]
+    assert [call.needs_input_gradient for call in convolutions] == [False, True]
 
 
 def test_a_floor_runs_in_every_precision():
