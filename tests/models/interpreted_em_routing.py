@@ -29,7 +29,7 @@ def _differences(name: str, reading: str, iterations: int, dtype: torch.dtype) -
     # Children that give nothing, and where there are more images, parents that get nothing.
     inputs.activations[0, : 2 if case.images == 1 else None] = 0
     inputs = inputs.cast(torch.float64)
-    want = outcome(ours(case, how, inputs, factored=False), inputs)
+    want = outcome(ours(case, how, inputs, way="written"), inputs)
     inputs = inputs.cast(dtype)
     layer = layer_of(case, how, dtype)
     layer.forward = lambda children: layer.route_fused(children, _TILES)

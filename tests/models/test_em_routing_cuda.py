@@ -74,7 +74,7 @@ def test_kernels_are_as_exact_as_float32(name: str, reading: str) -> None:
     case = replace(CASES[name], images=TILES.images + 3, parents=TILES.parents[0] + 3)
     how = READINGS[reading]
     inputs = inputs_of(case, 0.2).cast(torch.float64)
-    want = outcome(ours(case, how, inputs, factored=False), inputs)
+    want = outcome(ours(case, how, inputs, way="written"), inputs)
     on_gpu = inputs.cast(torch.float32)
     got = outcome(_fused(case, reading, on_gpu), on_gpu)
     assert max(furthest(got, want).values()) < 1e-4

@@ -218,7 +218,7 @@ def forget_model(document, model):
     del document["models"][protocol["models"]][model]
     for other in document["protocols"].values():
         other["run_models"] = [name for name in other["run_models"] if name != model]
-        for evaluation in (*other.get("evaluations", {}).values(), *other["attacks"].values()):
+        for evaluation in (*other.get("evaluations", {}).values(), *other.get("attacks", {}).values()):
             evaluation["models"] = [name for name in evaluation["models"] if name != model]
 
 
