@@ -25,7 +25,7 @@ digits: $(STAMP) ## Run the whole pipeline on the embedded data set and print it
 	@echo; $(RUN) capsrepro report digits
 
 test: $(STAMP) ## Run the test suite
-	@$(RUN) python -m pytest
+	@OMP_NUM_THREADS=1 $(RUN) python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP) ## Format, lint, types, import contracts, README tables, fast tests
 	@$(RUN) ruff format --check
@@ -33,7 +33,7 @@ check: $(STAMP) ## Format, lint, types, import contracts, README tables, fast te
 	@$(RUN) mypy
 	@$(RUN) lint-imports
 	@$(RUN) capsrepro report --check >/dev/null
-	@$(RUN) python -m pytest -m "not slow" -q
+	@OMP_NUM_THREADS=1 $(RUN) python -m pytest -m "not slow" -q -n auto --maxprocesses 4 --dist loadfile
 
 readme: $(STAMP) ## Bring tables and README.md up to date with the records
 	@$(RUN) capsrepro report --write --readme >/dev/null

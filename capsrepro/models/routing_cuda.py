@@ -65,7 +65,7 @@ def fused_dynamic_routing(
         Parent capsules v_BJD, equal up to rounding. They have one derivative, not a second.
     """
     if not supported(children_BEI, transforms_JEID):
-        on_processor = children_BEI.device.type == "cpu"
+        on_processor = children_BEI.device.type == "cpu" and children_BEI.numel() > 0
         route = routing_in_blocks if on_processor else factored_dynamic_routing
         return route(
             children_BEI,

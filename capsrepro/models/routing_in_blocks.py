@@ -65,7 +65,7 @@ def _blocks(children_BEI: Tensor, transforms_JEID: Tensor) -> tuple[Tensor, Tens
     """Poses and matrices by block; children that fill up the last one are 0 and add nothing."""
     J, E, I, D = transforms_JEID.shape
     B = len(children_BEI)
-    N = max(1, math.ceil(J * B * E * I / _BLOCK))
+    N = math.ceil(J * B * E * I / _BLOCK)
     size = math.ceil(I / N)
     if size > 16:
         size = math.ceil(size / 16) * 16
