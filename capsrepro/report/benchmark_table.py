@@ -144,7 +144,7 @@ def _speed_notes(benchmark: Benchmark) -> Iterator[str]:
     memory = (
         "of the GPU, as torch allocated it"
         if benchmark.machine.kind == "cuda"
-        else ("of the whole process, imports of about 600 MiB included")
+        else ("of the whole process, imports of about 550 MiB included")
     )
     yield f"Peak memory: {memory}."
     yield _origin(benchmark)

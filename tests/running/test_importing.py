@@ -1,4 +1,4 @@
-from __future__ import annotations
+from __future__ import itertools
 
 import json
 import os
@@ -218,7 +218,8 @@ def forget_model(document, model):
     del document["models"][protocol["models"]][model]
     for other in document["protocols"].values():
         other["run_models"] = [name for name in other["run_models"] if name != model]
-        for evaluation in (*other.get("evaluations", {}).values(), *other.get("attacks", {}).values()):
+        asked = (other.get(kind, {}).values() for kind in ("evaluations", "attacks"))
+        for evaluation in itertools.chain.from_iterable(asked):
             evaluation["models"] = [name for name in evaluation["models"] if name != model]
 
 
