@@ -44,7 +44,9 @@ def _draw_speeds(benchmark: Benchmark) -> Figure:
     axes.set(xscale="log", xlabel="images/s", ylim=(len(models) - 0.5, -0.5))
     axes.set_yticks(range(len(models)), models)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_formatter("{x:,.0f}")
+    low, high = axes.get_xlim()
+    # Over more than two decades the numbers between them would stand on one another.
+    axes.xaxis.set_minor_formatter("{x:,.0f}" if high < 100 * low else "")
     axes.tick_params(axis="x", which="minor", labelsize=6)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
