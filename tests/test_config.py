@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -425,3 +426,34 @@ def test_line_numbers_hold_in_a_file_with_windows_line_ends(tmp_path):
     path.write_bytes("\r\n".join(with_line(number, "confidence: high")).encode())
     with pytest.raises(UsageError, match=f"line {number}: margins.confidence is wrong"):
         load_params(path)
+
+
+def _keys(node: yaml.MappingNode) -> set[str]:
+    """Of a block, those merged into it included."""
+    keys: set[str] = set()
+    for key, value in node.value:
+        merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        keys |= set().union(*map(_keys, merged)) if key.value == "<<" else {key.value}
+    return keys
+
+
+def _merges(node: yaml.Node) -> Iterator[list[yaml.MappingNode]]:
+    """The blocks of every merge of several."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _merges(value)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == "<<" and isinstance(value, yaml.SequenceNode):
+                yield value.value
+            yield from _merges(value)
+
+
+def test_no_key_stands_in_two_blocks_that_are_merged() -> None:
+    # Which of the two is taken depends on the version of PyYAML: every protocol of 6.0.4 was once
+    # augmented as the digits are.
+    merges = list(_merges(yaml.compose(SHIPPED.read_text(), Loader=yaml.SafeLoader)))
+    assert len(merges) > 10
+    for blocks in merges:
+        sets = [_keys(block) for block in blocks]
+        assert sum(map(len, sets)) == len(set().union(*sets)), blocks[0].start_mark
