@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,15 @@ def refuse_doubled_keys(node: yaml.Node | None, path: Path) -> None:
 
 
 def line_of(text: str, keys: list[Any]) -> int:
-    """Line of the deepest of `keys` that the file itself holds (merged keys have no line)."""
+    """Line of the deepest of `keys` that the file itself holds.
+
+    What is merged from elsewhere has no line.
+    """
     node = yaml.compose(text, Loader=LOADER)
     line = 1
     for key in keys:
         if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
+            found = [(k, v) for k, v in _entries(node) if k.value == str(key)]
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int):
             found = [(v, v) for v in node.value[key : key + 1]]
         else:
@@ -52,3 +56,13 @@ def line_of(text: str, keys: list[Any]) -> int:
         name_node, node = found[-1]
         line = name_node.start_mark.line + 1
     return line
+
+
+def _entries(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Of a block: first those of blocks that are written where they are merged, then its own."""
+    for key, value in node.value:
+        if key.value == "<<" and isinstance(value, yaml.SequenceNode):
+            for block in value.value:
+                if block.start_mark.index > key.start_mark.index:
+                    yield from _entries(block)
+    yield from node.value

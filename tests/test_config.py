@@ -162,7 +162,8 @@ def test_augmentation_of_an_undefined_data_set(tmp_path):
 
 def test_key_twice(tmp_path):
     number = line_of("steps: 1500")
-    said = refusal(tmp_path, [*LINES[:number], "      steps: 15", *LINES[number:]])
+    again = LINES[number - 1].replace("1500", "15")
+    said = refusal(tmp_path, [*LINES[:number], again, *LINES[number:]])
     assert said == (
         f", line {number + 1}: steps stands here a second time after line {number}; "
         "keep one of them."
