@@ -6,16 +6,14 @@ of it in capsrepro/report/, so that a table can always be drawn again.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from capsrepro.errors import CapsreproError
 from capsrepro.files import write_json
-from capsrepro.records import Code
+from capsrepro.records import Code, read_document
 from capsrepro.schema.base import Precision
 
 What = Literal["step", "naive", "floor"]
@@ -115,15 +113,4 @@ def read_benchmark(path: Path) -> Benchmark:
         CapsreproError: The file is unreadable, no JSON, or no benchmark.
     """
     remedy = "restore it with `git checkout`, or make it again with `capsrepro bench --save`."
-    try:
-        return Benchmark.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CapsreproError(f"cannot read benchmark {path}: {error.strerror}; {remedy}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
-        raise CapsreproError(
-            f"benchmark {path} is damaged: {key}: {first['msg'].lower()}; {remedy}"
-        ) from error
-    except ValueError as error:
-        raise CapsreproError(f"benchmark {path} is damaged: it is not JSON; {remedy}") from error
+    return read_document(path, Benchmark, "benchmark", remedy)

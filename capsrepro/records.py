@@ -10,7 +10,7 @@ import fcntl
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,9 @@ SCHEMA_VERSION: Literal[1] = 1
 HISTORY = "history.jsonl"
 MATCHED = "matched_accuracy_pct"
 """Metric of a run that was matched to another: the accuracy that its training had to reach."""
+
+
+_Document = TypeVar("_Document", bound=BaseModel)
 
 
 class _Part(BaseModel):
@@ -144,6 +147,32 @@ def write_record(run_folder: Path, record: Record) -> Path:
     return path
 
 
+def read_document(path: Path, kind: type[_Document], what: str, remedy: str) -> _Document:
+    """Read a JSON file and hold it against its schema.
+
+    Args:
+        path: The file.
+        kind: Its schema.
+        what: What messages call it.
+        remedy: How messages end.
+
+    Raises:
+        CapsreproError: The file is unreadable, no JSON, or of another schema.
+    """
+    try:
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CapsreproError(f"cannot read {what} {path}: {error.strerror}; {remedy}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        raise CapsreproError(
+            f"{what} {path} is damaged: {key}: {first['msg'].lower()}; {remedy}"
+        ) from error
+    except ValueError as error:
+        raise CapsreproError(f"{what} {path} is damaged: it is not JSON; {remedy}") from error
+
+
 def read_record(path: Path) -> Record:
     """Read one record.
 
@@ -152,18 +181,7 @@ def read_record(path: Path) -> Record:
             was written.
     """
     remedy = "restore it with `git checkout`, or delete it and run its `capsrepro run` again."
-    try:
-        record = Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CapsreproError(f"cannot read record {path}: {error.strerror}; {remedy}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
-        raise CapsreproError(
-            f"record {path} is damaged: {key}: {first['msg'].lower()}; {remedy}"
-        ) from error
-    except ValueError as error:
-        raise CapsreproError(f"record {path} is damaged: it is not JSON; {remedy}") from error
+    record = read_document(path, Record, "record", remedy)
     if not record.seal_is_whole():
         raise CapsreproError(
             f"record {path} was changed after it was written (its seal does not match); {remedy}"
