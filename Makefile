@@ -6,6 +6,8 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 STAMP := .venv/.synced
 # DVC runs stages by name and each starts Python anew: the environment comes first on the path.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+# In several processes, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -25,7 +27,7 @@ digits: $(STAMP) ## Run the whole pipeline on the embedded data set and print it
 	@echo; $(RUN) capsrepro report digits
 
 test: $(STAMP) ## Run the test suite
-	@OMP_NUM_THREADS=1 $(RUN) python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTEST)
 
 check: $(STAMP) ## Format, lint, types, import contracts, README tables, fast tests
 	@$(RUN) ruff format --check
@@ -33,7 +35,7 @@ check: $(STAMP) ## Format, lint, types, import contracts, README tables, fast te
 	@$(RUN) mypy
 	@$(RUN) lint-imports
 	@$(RUN) capsrepro report --check >/dev/null
-	@OMP_NUM_THREADS=1 $(RUN) python -m pytest -m "not slow" -q -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTEST) -m "not slow" -q
 
 readme: $(STAMP) ## Bring tables and README.md up to date with the records
 	@$(RUN) capsrepro report --write --readme >/dev/null

@@ -120,17 +120,20 @@ class RoutedCapsules(nn.Module):
     def route(self, children: Capsules) -> list[Parents]:
         """What every iteration of the routing fits to these children."""
         activations_TN = self.fields.patches(children.activations).flatten(0, 1).flatten(1)
-        betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
+        betas = self._betas()
         return em_routing(self.votes(children), activations_TN, self.fields, *betas, self.how)
 
     def route_fused(self, children: Capsules, tiles: Tiles = TILES) -> Capsules:
         """The last capsules of `route`, by the kernels for GPUs."""
         transforms_KIKJC = self.transforms_KIKJC.expand(self.fields.windows.shape[1], *[-1] * 4)
-        betas = self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
         parents = fused_em_routing(
-            *children, transforms_KIKJC, self.offsets, betas, self.fields, self.how, tiles
+            *children, transforms_KIKJC, self.offsets, self._betas(), self.fields, self.how, tiles
         )
         return Capsules(*parents)
+
+    def _betas(self) -> tuple[Tensor, Tensor]:
+        """β_a and β_u of each type."""
+        return self.beta_a_J.expand(self.types), self.beta_u_J.expand(self.types)
 
     def capsules_of(self, parents: Parents, images: int) -> Capsules:
         """The parents of one iteration as a layer of capsules of `images` images."""

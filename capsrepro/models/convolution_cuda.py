@@ -148,14 +148,15 @@ class _OverPatches(torch.autograd.Function):
         views_BCYXkk = images.unfold(2, side, stride).unfold(3, side, stride)
         B, _, Y, X = views_BCYXkk.shape[:4]
         numbers = weight[0].numel()
+        missing = -(numbers + 1) % 8
         patches_MK = torch.zeros(
-            B, Y, X, -(-(numbers + 1) // 8) * 8, dtype=torch.bfloat16, device=images.device
+            B, Y, X, numbers + 1 + missing, dtype=torch.bfloat16, device=images.device
         )
         places = patches_MK[..., :numbers].view(B, Y, X, -1, side, side)
         places.copy_(views_BCYXkk.permute(0, 2, 3, 1, 4, 5))
         patches_MK[..., numbers] = 1
         patches_MK = patches_MK.flatten(0, 2)
-        weights_OK = F.pad(torch.cat([weight.flatten(1), bias.unsqueeze(1)], 1), _missing(numbers))
+        weights_OK = F.pad(torch.cat([weight.flatten(1), bias.unsqueeze(1)], 1), (0, missing))
         result_MO = (patches_MK @ weights_OK.bfloat16().T).relu_()
         ctx.save_for_backward(patches_MK, result_MO)
         ctx.shape = weight.shape
@@ -174,11 +175,6 @@ class _OverPatches(torch.autograd.Function):
 
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).contiguous()
-
-
-def _missing(numbers: int) -> tuple[int, int]:
-    """Zeros that bring the numbers of a patch and its one to a multiple of 8."""
-    return 0, -(numbers + 1) % 8
 
 
 def _through_relu(slopes: Tensor, result: Tensor) -> Tensor:
