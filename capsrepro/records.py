@@ -18,6 +18,8 @@ from capsrepro.errors import CapsreproError
 from capsrepro.files import digest, has_sha256, write_json, write_text
 
 SCHEMA_VERSION: Literal[1] = 1
+TRAIN = "train"
+"""Kind of the record that a run leaves; every other kind is an evaluation of it."""
 HISTORY = "history.jsonl"
 MATCHED = "matched_accuracy_pct"
 """Metric of a run that was matched to another: the accuracy that its training had to reach."""
@@ -199,6 +201,12 @@ def read_records(results: Path, protocols: tuple[str, ...] = ()) -> list[Record]
     folder = results / "runs"
     paths = sorted(folder.glob("*/*/seed-*/*.json"))
     return [read_record(p) for p in paths if not protocols or p.parts[-4] in protocols]
+
+
+def read_run(run_folder: Path) -> list[Record]:
+    """The records of one run, that of its training first."""
+    evaluations = sorted(path for path in run_folder.glob("*.json") if path.stem != TRAIN)
+    return [read_record(path) for path in [record_path(run_folder, TRAIN), *evaluations]]
 
 
 def find_record(run_folder: Path, kind: str) -> Record | None:

@@ -129,7 +129,7 @@ def _tracking(project: Project) -> Iterator[Finding]:
     if project.tracking_uri == "off" or importlib.util.find_spec("mlflow") is None:
         yield Finding(True, "MLflow mirror: off")
         return
-    from capsrepro.running.mlflow_sink import Mirror
+    from capsrepro.running.mlflow_mirror import Mirror
 
     try:
         Mirror(project)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from capsrepro.cli.runs import resolve, shown, where_options
+from capsrepro.imports import lasting_imports
+from capsrepro.running.mlflow_sink import Sink
 from capsrepro.running.parent import die_with_parent
 
 
@@ -24,11 +26,13 @@ def attack(kind: str, run_name: str, device: str | None, threads: int | None) ->
     """
     die_with_parent()
     project, spec = resolve(run_name, device, threads)
-    from capsrepro.running.attacking import asked_attack
-    from capsrepro.running.evaluations import run_evaluation
+    with Sink(project) as sink:
+        with lasting_imports():
+            from capsrepro.running.attacking import asked_attack
+            from capsrepro.running.evaluations import run_evaluation
 
-    asked_attack(spec, kind)
-    outcome = run_evaluation(project, spec, kind)
+        asked_attack(spec, kind)
+        outcome = run_evaluation(project, spec, kind, sink)
     curves, attack = outcome.record.curves, outcome.record.spec["attack"]
     prefix = "" if outcome.done else "nothing to do, its record is current: "
     failure = outcome.record.failure
@@ -57,9 +61,11 @@ def _evaluation(kind: str, purpose: str, example: str) -> click.Command:
     def command(run_name: str, device: str | None, threads: int | None) -> None:
         die_with_parent()
         project, spec = resolve(run_name, device, threads)
-        from capsrepro.running.evaluations import run_evaluation
+        with Sink(project) as sink:
+            with lasting_imports():
+                from capsrepro.running.evaluations import run_evaluation
 
-        outcome = run_evaluation(project, spec, kind)
+            outcome = run_evaluation(project, spec, kind, sink)
         record = outcome.record
         prefix = "" if outcome.done else "nothing to do, its record is current: "
         if record.failure is not None:

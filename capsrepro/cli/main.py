@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from capsrepro.errors import CapsreproError
+from capsrepro.imports import lasting_imports
 
 # Read when torch is loaded. Its idle threads otherwise spin on the cores that threads of ours need:
 # EM routing on two cores is 1.7 times as fast so (docs/performance.md).
@@ -60,7 +61,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, name = COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        with lasting_imports():
+            command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

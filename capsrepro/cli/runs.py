@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from capsrepro.config import RunSpec, load_params, resolve_run
+from capsrepro.imports import lasting_imports
 from capsrepro.metrics import METRICS, is_proportion, stem_of
 from capsrepro.project import Project, find_project
 from capsrepro.records import Record
+from capsrepro.running.mlflow_sink import Sink
 from capsrepro.running.parent import die_with_parent
 
 Command = Callable[..., Any]
@@ -69,11 +71,13 @@ def run(
     """
     die_with_parent()
     project, spec = resolve(run_name, device, threads)
-    from capsrepro.running.experiment import run_experiment
+    with Sink(project) as sink:
+        with lasting_imports():
+            from capsrepro.running.experiment import run_experiment
 
-    outcome = run_experiment(
-        project, spec, checkpoint_every=checkpoint_every, need_weights=need_weights
-    )
+        outcome = run_experiment(
+            project, spec, sink, checkpoint_every=checkpoint_every, need_weights=need_weights
+        )
     record = outcome.record
     if record.failure is not None:
         what = f"failed at step {record.failure.step:,}: {record.failure.reason}"
@@ -108,7 +112,8 @@ def verify(run_name: str, device: str | None, threads: int | None, as_json: bool
       capsrepro verify mnist-short/capsnet-r3-recon/seed-0
     """
     project, spec = resolve(run_name, device, threads)
-    from capsrepro.running.replay import replay
+    with lasting_imports():
+        from capsrepro.running.replay import replay
 
     found = replay(project, spec)
     if as_json:

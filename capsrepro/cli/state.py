@@ -11,7 +11,6 @@ from capsrepro.data import DATASETS
 from capsrepro.data.prepared import read_manifest
 from capsrepro.errors import CapsreproError
 from capsrepro.project import Project, find_project
-from capsrepro.records import read_records
 
 
 def data_digests(project: Project) -> dict[str, str]:
@@ -59,8 +58,8 @@ def mlflow_sync() -> None:
     Example:
       MLFLOW_TRACKING_URI=http://localhost:5000 capsrepro mlflow-sync
     """
-    from capsrepro.running.mlflow_sink import sync
+    from capsrepro.running.mlflow_mirror import sync
 
     project = find_project()
-    published, total = sync(project, read_records(project.results))
+    published, total = sync(project)
     click.echo(f"{published} of {total} runs published to {project.tracking_uri}")

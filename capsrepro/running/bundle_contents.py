@@ -18,9 +18,8 @@ from pydantic import ValidationError
 from capsrepro.data.prepared import content_digest
 from capsrepro.files import digest
 from capsrepro.project import Project
-from capsrepro.records import HISTORY, Record
+from capsrepro.records import HISTORY, TRAIN, Record
 
-TRAIN = "train"
 WEIGHTS = "weights.safetensors"  # as in running.weights, which needs torch
 _MIB = 1 << 20
 _NAME = r"(?!\.)[\w.-]+"

@@ -20,13 +20,13 @@ from capsrepro.running import (
     assembly,
     attacking,
     control,
-    mlflow_sink,
     provenance,
     recording,
     weights,
 )
 from capsrepro.running.experiment import Outcome, current_record
 from capsrepro.running.measures import EVALUATIONS, Measured, measure
+from capsrepro.running.mlflow_sink import Sink
 from capsrepro.training import state
 
 
@@ -88,13 +88,14 @@ def _stale_input(
     return None
 
 
-def run_evaluation(project: Project, spec: RunSpec, kind: str) -> Outcome:
+def run_evaluation(project: Project, spec: RunSpec, kind: str, sink: Sink) -> Outcome:
     """Evaluate a trained run on the whole test set, or find that this was done.
 
     Args:
         project: Folders and device.
         spec: The run.
         kind: A key of `EVALUATIONS`.
+        sink: Where it is published.
 
     Returns:
         The record and whether anything had to be done.
@@ -119,10 +120,11 @@ def run_evaluation(project: Project, spec: RunSpec, kind: str) -> Outcome:
             )
         inputs = trained_inputs(trained) | attacking.source_inputs(project, spec, kind)
         device = state.choose_device(project.device)
+        sink.connect()
         with control.explained(spec.name, str(device)):
             record = _evaluate_and_record(project, spec, kind, document, trained, inputs, device)
         recording.keep_record(project, record)
-        mlflow_sink.publish(project, [trained, record])
+        sink.publish(spec.name)
         return Outcome(record, path, done=True)
 
 

@@ -17,29 +17,20 @@ from capsrepro.evaluation.accuracy import measure_accuracy
 from capsrepro.files import check_writable, digest, sha256_of_file, write_text
 from capsrepro.metrics import stem_of
 from capsrepro.project import Project
-from capsrepro.records import (
-    HISTORY,
-    Cost,
-    Failure,
-    Record,
-    find_record,
-    record_path,
-)
+from capsrepro.records import HISTORY, TRAIN, Cost, Failure, Record, find_record, record_path
 from capsrepro.running import (
     assembly,
     control,
     matching,
-    mlflow_sink,
     probes,
     provenance,
     recording,
     weights,
 )
+from capsrepro.running.mlflow_sink import Sink
 from capsrepro.schema.params import StopRule
 from capsrepro.training import loop, state
 from capsrepro.training.optimisation import make_optimizer
-
-KIND = "train"
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,7 @@ def current_record(project: Project, spec: RunSpec) -> tuple[Record | None, str 
 
 def _finder(project: Project) -> matching.Find:
     """Train records by the name of their run, each read from its file once."""
-    return cache(lambda run: find_record(project.run_folder(run), KIND))
+    return cache(lambda run: find_record(project.run_folder(run), TRAIN))
 
 
 def _data_digest(project: Project, spec: RunSpec) -> str | None:
@@ -90,7 +81,7 @@ class _Watcher:
         key: str,
         checkpoint_every: int,
         progress: control.Progress,
-        sink: mlflow_sink.LiveRun,
+        sink: Sink,
         signals: control.StopSignals,
     ) -> None:
         self.folder, self.key = folder, key
@@ -110,13 +101,19 @@ class _Watcher:
 
 
 def run_experiment(
-    project: Project, spec: RunSpec, *, checkpoint_every: int, need_weights: bool = False
+    project: Project,
+    spec: RunSpec,
+    sink: Sink,
+    *,
+    checkpoint_every: int,
+    need_weights: bool = False,
 ) -> Outcome:
     """Train and test one run, or find that its record is current.
 
     Args:
         project: Folders and device.
         spec: The resolved run.
+        sink: Where it is shown while it trains, and published.
         checkpoint_every: Steps between two checkpoints.
         need_weights: Train again when the record is current but its very weights are not here.
 
@@ -131,7 +128,7 @@ def run_experiment(
     folder = project.checkpoint_folder(spec.name)
     with control.exclusive(folder, spec.name):
         record, reason = current_record(project, spec)
-        path = record_path(project.run_folder(spec.name), KIND)
+        path = record_path(project.run_folder(spec.name), TRAIN)
         current = record if reason is None else None
         if current and (not need_weights or weights.has_weights(folder, current)):
             recording.refresh_index(project)
@@ -142,12 +139,13 @@ def run_experiment(
         device = state.choose_device(project.device)
         check_writable(project.run_folder(spec.name))
         with control.explained(spec.name, str(device)):
-            return _train_and_record(project, spec, rule, device, checkpoint_every)
+            return _train_and_record(project, spec, sink, rule, device, checkpoint_every)
 
 
 def _train_and_record(
     project: Project,
     spec: RunSpec,
+    sink: Sink,
     rule: StopRule | None,
     device: torch.device,
     checkpoint_every: int,
@@ -168,7 +166,7 @@ def _train_and_record(
     key = digest([*origin, *metrics.values()])
     _resume(project, spec, training, key)
     energy_before = provenance.energy_j(device)
-    failure = _train(project, spec, rule, training, checkpoint_every, key)
+    failure = _train(project, spec, sink, rule, training, checkpoint_every, key)
     folder = project.checkpoint_folder(spec.name)
     if failure is None:
         state.save_checkpoint(folder, training, key)
@@ -177,7 +175,7 @@ def _train_and_record(
     outputs |= _write_history(project.run_folder(spec.name), training)
     record = recording.make_record(
         spec,
-        KIND,
+        TRAIN,
         code=code,
         environment=environment,
         manifest=manifest,
@@ -194,7 +192,7 @@ def _train_and_record(
     path = recording.keep_record(project, record)
     for old in state.checkpoint_paths(folder):
         old.unlink(missing_ok=True)
-    mlflow_sink.publish(project, [record])
+    sink.publish(spec.name)
     return Outcome(record, path, done=True)
 
 
@@ -229,6 +227,7 @@ def _cost(spec: RunSpec, training: state.TrainingState, energy_before: float | N
 def _train(
     project: Project,
     spec: RunSpec,
+    sink: Sink,
     rule: StopRule | None,
     training: state.TrainingState,
     checkpoint_every: int,
@@ -239,7 +238,7 @@ def _train(
     folder = project.checkpoint_folder(spec.name)
     progress = control.Progress(spec.name, recipe, training.step)
     with control.StopSignals() as signals:
-        sink = mlflow_sink.LiveRun(project, spec, training.history)
+        sink.start(spec.name, spec.digest, training.history)
         watcher = _Watcher(folder, key, checkpoint_every, progress, sink, signals)
         try:
             stream = assembly.training_stream(project, spec, training.device)

@@ -11,10 +11,9 @@ from capsrepro.data.progress import show_progress
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import sha256_of_file
 from capsrepro.project import Project
-from capsrepro.records import Record, read_history, read_record, record_path
+from capsrepro.records import TRAIN, Record, read_history, read_record, record_path
 from capsrepro.running.bundle import member_order, write_bundle
 from capsrepro.running.bundle_contents import (
-    TRAIN,
     WEIGHTS,
     Contents,
     RefusedError,

@@ -20,17 +20,17 @@ from capsrepro.data.progress import show_progress
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import has_sha256, sha256_of_file, sweep, sync_folder, write_atomically
 from capsrepro.project import Project
-from capsrepro.records import Record, read_record
-from capsrepro.running import control, mlflow_sink, recording
+from capsrepro.records import TRAIN, Record
+from capsrepro.running import control, recording
 from capsrepro.running.bundle import Bundle, explained, members_of, read_bundle
 from capsrepro.running.bundle_contents import (
-    TRAIN,
     RefusedError,
     is_document,
     manifest_digest,
     place,
 )
 from capsrepro.running.experiment import current_record
+from capsrepro.running.mlflow_sink import Sink
 
 _State = Literal["imported", "replaced", "completed", "was here"]
 
@@ -95,8 +95,8 @@ def import_bundle(project: Project, path: Path, *, replace: bool) -> Imported:
         states = _states(project, bundle, changes, replace)
         _bring(project, bundle, changes)
     recording.refresh_index(project)
-    for run in states:
-        mlflow_sink.publish(project, _records_here(project, run))
+    with Sink(project) as sink:
+        sink.publish(*states)
     return Imported(tuple(_outcomes(project, bundle, states)), new_datasets)
 
 
@@ -211,11 +211,6 @@ def _put_in_place(staged: Mapping[Path, Path]) -> None:
             f"cannot write {path}: {error.strerror}; make {path.parent} writable, "
             "then run the same command again."
         ) from error
-
-
-def _records_here(project: Project, run: str) -> list[Record]:
-    records = [read_record(path) for path in project.run_folder(run).glob("*.json")]
-    return sorted(records, key=lambda record: (record.kind != TRAIN, record.kind))
 
 
 def _outcomes(

@@ -1,261 +1,93 @@
-"""The MLflow mirror of the records: experiment = protocol, parent run = model, child run = seed.
+"""MLflow beside a run, in a process of its own: the run need not wait for its import.
 
-It is written and never read back; deleting it loses nothing (`capsrepro mlflow-sync`). Whatever
-goes wrong with it is said once and never stops a run.
+Imports nothing heavy, so that the other process can start before torch is imported here.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
-import os
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from capsrepro.config import RunSpec
-from capsrepro.errors import CapsreproError
 from capsrepro.project import Project
-from capsrepro.records import Record, read_history
-
-_KEY, _SEALS, _PARENT = "capsrepro.key", "capsrepro.seals", "mlflow.parentRunId"
-# MLflow's own limit for one call.
-_BATCH = 1000
 
 
-class UnavailableError(Exception):
-    """Tracking is off, not installed, or out of reach."""
+class Sink:
+    """Where a run shows its curves while it trains, and is published at its end.
 
-
-class Mirror:
-    """A connection to one MLflow server.
+    Whatever goes wrong with MLflow is one line on stderr and never stops a run. The other process
+    is killed at the end of the context if nothing was asked of it, and waited for otherwise; when
+    this one dies, it still does what it was asked for.
 
     Args:
-        project: Names the server and the folder of the lock.
-
-    Raises:
-        UnavailableError: There is no such server, or no MLflow here.
+        project: Names the server; with tracking off nothing is started.
     """
 
     def __init__(self, project: Project) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._asked = False
         if project.tracking_uri == "off":
-            raise UnavailableError("tracking is off")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # Alembic announces every table of a new database otherwise.
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        # MLflow asks a dead server for more than two minutes at every call otherwise.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        try:
-            from mlflow import MlflowClient
-        except ImportError as error:
-            raise UnavailableError("mlflow is not installed") from error
-        self._lock_path = project.root / ".mlflow.lock"
-        # Several processes that open a fresh database at once break each other's migrations; the
-        # client opens it as soon as it is made.
-        with self._alone():
-            self._client = MlflowClient(tracking_uri=project.tracking_uri)
-            self._client.search_experiments(max_results=1)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep the other processes of this project out."""
-        with self._lock_path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def find(self, experiment: str, key: str) -> Any | None:
-        """The run that carries this key, or None."""
-        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{key}'", max_results=1)
-        return found[0] if found else None
-
-    def parent(self, protocol: str, model: str) -> tuple[str, str]:
-        """Experiment and parent run of a model, made where missing."""
-        key = f"{protocol}/{model}"
-        # Two runs of one model that start together must not both make its parent.
-        with self._alone():
-            known = self._client.get_experiment_by_name(protocol)
-            experiment = known.experiment_id if known else self._client.create_experiment(protocol)
-            run = self.find(experiment, key) or self._client.create_run(
-                experiment, tags={_KEY: key}, run_name=model
-            )
-            self._client.set_terminated(run.info.run_id)
-        return experiment, run.info.run_id
-
-    def start(self, key: str, tags: dict[str, str]) -> str:
-        """A new child run in place of any that carries the key; returns its id."""
-        protocol, model, seed = key.split("/")
-        experiment, parent = self.parent(protocol, model)
-        old = self.find(experiment, key)
-        if old is not None:
-            self._client.delete_run(old.info.run_id)
-        tags = {_KEY: key, _PARENT: parent, **tags}
-        return str(self._client.create_run(experiment, tags=tags, run_name=seed).info.run_id)
-
-    def log_epochs(self, run_id: str, history: Sequence[dict[str, float]]) -> None:
-        """All figures of all epochs, in as few calls as MLflow takes."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(name, value, now, int(entry["step"]))
-            for entry in history
-            for name, value in entry.items()
-            if name != "step"
-        ]
-        for first in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run_id, metrics=metrics[first : first + _BATCH])
-
-    def publish(self, records: Sequence[Record], history: Sequence[dict[str, float]]) -> bool:
-        """Bring one run up to date with its records; false when it was already."""
-        from mlflow.entities import Metric, Param
-
-        first = records[0]
-        seals = ",".join(record.sealed().seal[:16] for record in records)
-        experiment, _ = self.parent(first.protocol, first.model)
-        there = self.find(experiment, first.run)
-        if there is not None and there.data.tags.get(_SEALS) == seals:
-            return False
-        run_id = self.start(first.run, _tags(first))
-        self.log_epochs(run_id, history)
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(name, value, now, step)
-            for record in records
-            for name, value, step in _figures(record)
-        ]
-        self._client.log_batch(
-            run_id, metrics=metrics, params=[Param(k, v) for k, v in _parameters(first)]
+            return
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "capsrepro.running.mlflow_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd=project.root,
+            text=True,
         )
-        # Last, so that an interrupted publication is done again.
-        self._client.set_tag(run_id, _SEALS, seals)
-        self._client.set_terminated(
-            run_id, status="FINISHED" if first.status == "finished" else "FAILED"
-        )
-        return True
 
+    def __enter__(self) -> Self:
+        return self
 
-def _tags(record: Record) -> dict[str, str]:
-    versions = {f"version.{k}": v for k, v in record.environment.versions.items() if v}
-    return {
-        "spec_digest": record.spec_digest,
-        "data_digest": record.data.digest,
-        "protocol_version": record.protocol_version,
-        "git_commit": record.code.git_commit or "unknown",
-        "device": record.environment.device,
-        "precision": record.environment.precision,
-        "status": record.status,
-        "budget": f"{record.budget.fraction:g}",
-        **versions,
-    }
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None and not self._asked:
+            # It has only been importing so far: nothing is left half-written.
+            self._process.kill()
+        self._finish()
 
+    def connect(self) -> None:
+        """Open the server meanwhile: something is going to be published."""
+        self._ask("connect")
 
-def _figures(record: Record) -> Iterable[tuple[str, float, int]]:
-    """Metrics and curves of a record; a curve's points become steps 0, 1, 2, …."""
-    prefix = "" if record.kind == "train" else f"{record.kind}."
-    for name, value in record.metrics.items():
-        yield f"final.{prefix}{name}", value, record.budget.steps
-    for name, values in record.curves.items():
-        for point, value in enumerate(values):
-            yield f"{prefix}{name}", value, point
-
-
-def _parameters(record: Record) -> Iterable[tuple[str, str]]:
-    for block in ("recipe", "model"):
-        for key, value in record.spec[block].items():
-            yield f"{block}.{key}", json.dumps(value)[:500]
-
-
-# Of each server, trouble is said once per process.
-_warned_of: set[str] = set()
-
-
-def _guarded(project: Project, action: Callable[[], object], what: str) -> bool:
-    """Do it; on any failure say so in one line and go on."""
-    try:
-        action()
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if str(error) != "tracking is off" and project.tracking_uri not in _warned_of:
-            _warned_of.add(project.tracking_uri)
-            print(
-                f"warning: MLflow {what} failed ({reason}); the run is not affected, "
-                "`capsrepro mlflow-sync` mends it later.",
-                file=sys.stderr,
-            )
-        return False
-    return True
-
-
-class LiveRun:
-    """A run whose curves can be watched in MLflow while it trains.
-
-    Args:
-        project: Names the server.
-        spec: The run.
-        history: Epochs done before this process, when it resumes.
-    """
-
-    def __init__(self, project: Project, spec: RunSpec, history: list[dict[str, float]]) -> None:
-        self._mirror: Mirror | None = None
-        self._project, self._run_id = project, ""
-
-        def start() -> None:
-            mirror = Mirror(project)
-            self._run_id = mirror.start(spec.name, {"spec_digest": spec.digest})
-            mirror.log_epochs(self._run_id, history)
-            self._mirror = mirror
-
-        _guarded(project, start, "logging")
+    def start(self, run: str, spec_digest: str, history: list[dict[str, float]]) -> None:
+        """Show a run as running, with the epochs that it had before this process."""
+        self._ask("start", run, spec_digest, history)
 
     def log_epoch(self, entry: dict[str, float]) -> None:
-        """One call per epoch; after a first failure, none."""
-        mirror = self._mirror
-        if mirror is not None and not _guarded(
-            self._project, lambda: mirror.log_epochs(self._run_id, [entry]), "logging"
-        ):
-            self._mirror = None
+        """Show the figures of one epoch of the run that was started."""
+        self._ask("log_epoch", entry)
 
+    def publish(self, *runs: str) -> None:
+        """Bring runs up to date with their records; the last thing asked, and waited for."""
+        for run in runs:
+            self._ask("publish", run)
+        self._finish()
 
-def publish(project: Project, records: Sequence[Record]) -> None:
-    """Mirror one run's records, the train record first; a failure is only a warning."""
+    def _ask(self, action: str, *arguments: Any) -> None:
+        self._asked = True
+        if self._process is not None and self._process.stdin is not None:
+            # Whoever waits for it is told how it ended.
+            with contextlib.suppress(BrokenPipeError):
+                print(json.dumps([action, *arguments]), file=self._process.stdin, flush=True)
 
-    def mirror() -> None:
-        Mirror(project).publish(
-            records, read_history(project.run_folder(records[0].run), records[0])
-        )
-
-    _guarded(project, mirror, "publication")
-
-
-def sync(project: Project, records: Sequence[Record]) -> tuple[int, int]:
-    """Bring the server up to date with all records.
-
-    Returns:
-        Runs published now, and runs there are.
-
-    Raises:
-        CapsreproError: The server cannot be used.
-    """
-    runs: dict[str, list[Record]] = {}
-    for record in records:
-        runs.setdefault(record.run, []).append(record)
-    published = 0
-    try:
-        mirror = Mirror(project)
-        for run, of_run in runs.items():
-            # The train record first: its specification describes the run.
-            ordered = sorted(of_run, key=lambda record: (record.kind != "train", record.kind))
-            history = read_history(project.run_folder(run), ordered[0])
-            published += mirror.publish(ordered, history)
-    except CapsreproError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CapsreproError(
-            f"MLflow at {project.tracking_uri} cannot be used ({reason}); "
-            "check MLFLOW_TRACKING_URI, then run `capsrepro mlflow-sync` again."
-        ) from error
-    return published, len(runs)
+    def _finish(self) -> None:
+        """Let it do all it was asked for and end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            process.communicate()
+        if self._asked and process.returncode:
+            print(
+                f"warning: MLflow logging ended by itself (exit code {process.returncode}); the "
+                "run is not affected, `capsrepro mlflow-sync` mends it later.",
+                file=sys.stderr,
+            )

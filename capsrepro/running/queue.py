@@ -8,7 +8,7 @@ from statistics import median
 
 from capsrepro.config import RunSpec
 from capsrepro.project import Project
-from capsrepro.records import Record, read_records
+from capsrepro.records import TRAIN, Record, read_records
 from capsrepro.running.matching import why_stale
 
 
@@ -54,7 +54,7 @@ def pending_runs(
         wanted: What is asked for.
         data_digests: Digest of each data set that is prepared here, by name.
     """
-    known = {r.run: r for r in read_records(project.results) if r.kind == "train"}
+    known = {r.run: r for r in read_records(project.results) if r.kind == TRAIN}
     pending: dict[str, Pending] = {}
     for spec in references_first(wanted):
         reason = why_stale(spec, data_digests.get(spec.protocol.dataset), known.get)

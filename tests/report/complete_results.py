@@ -26,6 +26,7 @@ from capsrepro.files import digest, sha256_of_file
 from capsrepro.records import (
     HISTORY,
     MATCHED,
+    TRAIN,
     Code,
     Cost,
     Environment,
@@ -41,7 +42,6 @@ from capsrepro.report.multicrop import SUFFIX
 from capsrepro.running.assembly import measured_splits
 from capsrepro.running.attacking import attacked_split
 from capsrepro.running.evaluations import evaluation_document
-from capsrepro.running.experiment import KIND
 from capsrepro.running.recording import make_record
 from capsrepro.running.weights import NAME as WEIGHTS
 from capsrepro.schema.attacks import AttackSpec
@@ -151,7 +151,7 @@ def train(
     (folder / HISTORY).write_text(text, encoding="utf-8")
     found = record(
         spec,
-        KIND,
+        TRAIN,
         steps=int(entries[-1]["step"]),
         outputs={WEIGHTS: digest(spec.name), HISTORY: sha256_of_file(folder / HISTORY)},
         metrics=metrics or {},
@@ -163,7 +163,7 @@ def train(
 
 def record(spec: RunSpec, kind: str, *, steps: int, **found: Any) -> Record:
     """What `capsrepro run` or an evaluation would put together."""
-    document = spec.document() if kind == KIND else evaluation_document(spec, kind)
+    document = spec.document() if kind == TRAIN else evaluation_document(spec, kind)
     fields: dict[str, Any] = {"inputs": {}, "outputs": {}, "curves": {}, "failure": None, **found}
     manifest: Any = {"name": spec.protocol.dataset, "digest": "d" * 64}
     return make_record(

@@ -1,19 +1,22 @@
-"""A real SQLite database behind a real MLflow client; slow, as MLflow takes seconds to come."""
+"""A real SQLite database behind a real MLflow process; slow, as MLflow takes seconds to come."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
-from capsrepro.config import load_params, resolve_run
 from capsrepro.project import find_project
 from capsrepro.records import read_record
-from capsrepro.running.mlflow_sink import LiveRun
+from capsrepro.running.mlflow_sink import Sink
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,6 +26,8 @@ pytestmark = [
 ]
 
 MODEL = "digits/capsnet-r3-recon"
+# Its handlers stand before MLflow is imported.
+MERCY_S = 0.5
 RUNS = [f"{MODEL}/seed-{seed}" for seed in (0, 1, 2)]
 
 
@@ -150,14 +155,76 @@ def test_the_curves_of_a_run_can_be_watched_while_it_trains(mirrored, tmp_path):
     """A diverging run has no record of its epochs until it ends; what is there came live."""
     workplace = mirrored[0].copy(tmp_path / "project")
     workplace.env["MLFLOW_TRACKING_URI"] = database(workplace)
-    spec = resolve_run(load_params(workplace.root / "params.yaml"), f"{MODEL}/seed-4")
-    with workplace.inside():
-        run = LiveRun(find_project(), spec, [{"step": 1, "train_loss": 0.9}])
-        run.log_epoch({"step": 2, "train_loss": 0.8})
-    found = read_back(database(workplace))[spec.name]
+    new = f"{MODEL}/seed-4"
+    with workplace.inside(), Sink(find_project()) as sink:
+        sink.start(new, "a digest", [{"step": 1, "train_loss": 0.9}])
+        sink.log_epoch({"step": 2, "train_loss": 0.8})
+    found = read_back(database(workplace))[new]
     assert found["curves"] == {"train_loss": [(1, 0.9), (2, 0.8)]}
     assert (found["status"], found["name"]) == ("RUNNING", "seed-4")
-    assert found["tags"]["spec_digest"] == spec.digest
+    assert found["tags"]["spec_digest"] == "a digest"
+
+
+def test_every_evaluation_leaves_those_before_it_in_place(mirrored, tmp_path):
+    workplace = mirrored[0].copy(tmp_path / "project")
+    workplace.env["MLFLOW_TRACKING_URI"] = database(workplace)
+
+    def add_an_attack(document):
+        attacks = document["protocols"]["digits"]["attacks"]
+        attacks["fgsm-again"] = attacks["fgsm"]
+
+    workplace.edit(add_an_attack)
+    assert "fgsm-again.accuracy_pct" not in read_back(database(workplace))[RUNS[0]]["curves"]
+    assert workplace.call("attack", "fgsm-again", RUNS[0]).code == 0
+    curves = read_back(database(workplace))[RUNS[0]]["curves"]
+    assert curves["fgsm-again.accuracy_pct"] == curves["fgsm.accuracy_pct"]
+
+
+def test_signals_to_the_group_and_the_death_of_the_run_lose_nothing(mirrored, tmp_path):
+    """Ctrl-C reaches every process of a terminal, `kill -9` only the run."""
+    workplace = mirrored[0].copy(tmp_path / "project")
+    new = f"{MODEL}/seed-5"
+    program = f"""
+import os, signal, time
+from capsrepro.project import find_project
+from capsrepro.running.mlflow_sink import Sink
+sink = Sink(find_project())
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sink.start({new!r}, "a digest", [{{"step": 1, "train_loss": 0.9}}])
+time.sleep({MERCY_S})
+os.killpg(0, signal.SIGINT)
+sink.log_epoch({{"step": 2, "train_loss": 0.8}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    uri = database(workplace)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=workplace.root,
+        env={**os.environ, **workplace.env, "MLFLOW_TRACKING_URI": uri},
+        start_new_session=True,
+        capture_output=True,  # read until the last who holds it, the process of MLflow, has ended
+    )
+    assert (ended.returncode, ended.stderr) == (-signal.SIGKILL, b"")
+    assert read_back(uri)[new]["curves"] == {"train_loss": [(1, 0.9), (2, 0.8)]}
+
+
+def test_a_process_that_nothing_was_asked_of_is_not_waited_for(prepared):
+    prepared.env["MLFLOW_TRACKING_URI"] = database(prepared)
+    with prepared.inside(), Sink(find_project()) as sink:
+        process = sink._process
+    assert process.returncode == -signal.SIGKILL
+    assert not (prepared.root / "mlflow.db").exists()
+
+
+def test_a_process_that_died_is_one_warning(prepared, capsys):
+    prepared.env["MLFLOW_TRACKING_URI"] = database(prepared)
+    with prepared.inside(), Sink(find_project()) as sink:
+        sink._process.kill()
+        sink._process.wait()
+        sink.start(RUNS[0], "a digest", [])
+        sink.publish(RUNS[0])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow logging ended by itself (exit code -9)")
 
 
 def test_a_dead_server_is_one_warning_and_the_run_goes_on(prepared):
@@ -165,7 +232,7 @@ def test_a_dead_server_is_one_warning_and_the_run_goes_on(prepared):
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
         prepared.env["MLFLOW_TRACKING_URI"] = uri
-        result = prepared.call("run", RUNS[0])
+        result = prepared.spawn("run", RUNS[0])
         assert result.code == 0
         (line,) = result.err.splitlines()
         assert line.startswith(f"warning: MLflow logging failed (API request to {uri}/")

@@ -14,7 +14,7 @@ from pathlib import Path
 from capsrepro.errors import CapsreproError
 from capsrepro.files import check_writable
 from capsrepro.project import Project
-from capsrepro.records import read_record, record_path
+from capsrepro.records import TRAIN, read_record, record_path
 from capsrepro.running.parent import child_environment
 from capsrepro.running.queue import Pending
 from capsrepro.running.submission import Options, Outcome, log_path
@@ -87,7 +87,7 @@ def outcome_of(project: Project, child: Child, stopping: bool) -> Outcome:
     if code != 0:
         return ended
     try:
-        record = read_record(record_path(project.run_folder(name), "train"))
+        record = read_record(record_path(project.run_folder(name), TRAIN))
     except CapsreproError as error:
         return replace(ended, state="failed", said=str(error))
     resumed = (re.search(r": resuming at step ([\d,]+)$", line) for line in lines)
