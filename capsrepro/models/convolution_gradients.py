@@ -8,13 +8,22 @@ columns of the result, K rows or columns of a kernel, P numbers that one row of 
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from capsrepro.models.fourier_tiles import Cut
+
+# Operations of torch's convolutions in bfloat16 in the time of one in float32.
+_BFLOAT16_RATE = 1.9
 # Numbers of a result that are turned into float32 at once, so that they stay in the cache.
 _AT_ONCE = 2**19
 
@@ -98,17 +107,21 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.stride, ctx.rectified = stride, rectified
         ctx.images_dtype, ctx.dtype = images_BCHW.dtype, weight_OCKK.dtype
+        ctx.cut = _cut(images_BCHW, weight_OCKK, stride, reduced)
         if reduced:
             images_BCHW, weight_OCKK = images_BCHW.bfloat16(), weight_OCKK.bfloat16()
-            result = F.conv2d(images_BCHW, weight_OCKK, None, stride)
-            if rectified:
-                _rectify_(result, bias_O)
-            else:
-                result = result.to(ctx.dtype)
-                if bias_O is not None:
-                    result += bias_O.view(-1, 1, 1)
+        if ctx.cut is not None:
+            sums: Tensor = _fourier().correlate(images_BCHW, weight_OCKK, ctx.cut, ctx.dtype)
         else:
-            result = F.conv2d(images_BCHW, weight_OCKK, bias_O, stride)
+            sums = F.conv2d(images_BCHW, weight_OCKK, None if reduced else bias_O, stride)
+            bias_O = bias_O if reduced else None
+        if rectified and reduced:
+            result = sums.bfloat16()
+            _rectify_(result, bias_O)
+        else:
+            result = sums.to(ctx.dtype)
+            if bias_O is not None:
+                result += bias_O.view(-1, 1, 1)
             if rectified:
                 result.relu_()
         ctx.save_for_backward(images_BCHW, weight_OCKK, result if rectified else None)
@@ -120,23 +133,57 @@ class _Convolution(torch.autograd.Function):
         images, weight, result = ctx.saved_tensors
         if ctx.rectified:
             gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
-        of_images = of_weight = of_bias = None
-        if ctx.needs_input_grad[2]:
-            of_bias = _sums(gradient, ctx.dtype)
+        of_bias = _sums(gradient, ctx.dtype) if ctx.needs_input_grad[2] else None
         gradient = gradient.to(images.dtype, memory_format=torch.channels_last)
-        wanted = [*ctx.needs_input_grad[:2], False]
-        if wanted[1] and pays(*gradient.shape[1:4:2]):
-            of_weight = weight_gradient(images, gradient, weight.shape[2], ctx.stride)
-            wanted[1] = False
-        if any(wanted):
-            strides, nothing, one = [ctx.stride] * 2, [0, 0], [1, 1]
-            others = torch.ops.aten.convolution_backward(
-                gradient, images, weight, None, strides, nothing, one, False, nothing, 1, wanted
+        wanted = ctx.needs_input_grad[:2]
+        if ctx.cut is not None:
+            how = gradient, ctx.cut, ctx.dtype
+            others = (
+                _fourier().images_gradient(images.shape, weight, *how) if wanted[0] else None,
+                _fourier().kernels_gradient(images, weight.shape, *how) if wanted[1] else None,
             )
-            of_images, of_weight = others[0], of_weight if others[1] is None else others[1]
-        of_images = None if of_images is None else of_images.to(ctx.images_dtype)
-        of_weight = None if of_weight is None else of_weight.to(ctx.dtype)
+        else:
+            others = _direct_gradients(images, weight, gradient, ctx.stride, wanted)
+        types = ctx.images_dtype, ctx.dtype
+        of_images, of_weight = (
+            None if found is None else found.to(dtype)
+            for found, dtype in zip(others, types, strict=True)
+        )
         return of_images, of_weight, of_bias, None, None, None
+
+
+def _direct_gradients(
+    images: Tensor, weight: Tensor, gradient: Tensor, stride: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of the images and of the kernels, where wanted."""
+    mask = [*wanted, False]
+    of_images = of_weight = None
+    if mask[1] and pays(*gradient.shape[1:4:2]):
+        of_weight = weight_gradient(images, gradient, weight.shape[2], stride)
+        mask[1] = False
+    if any(mask):
+        strides, nothing, one = [stride] * 2, [0, 0], [1, 1]
+        others = torch.ops.aten.convolution_backward(
+            gradient, images, weight, None, strides, nothing, one, False, nothing, 1, mask
+        )
+        of_images, of_weight = others[0], of_weight if others[1] is None else others[1]
+    return of_images, of_weight
+
+
+def _cut(images: Tensor, weight: Tensor, stride: int, reduced: bool) -> Cut | None:
+    """How Fourier amplitudes would do it; None where direct sums are faster, or no compiler is."""
+    # Whole vectors of channels, of any processor and type.
+    if any(size % 16 for size in weight.shape[:2]) or find_spec("llvmlite") is None:
+        return None
+    rate = _BFLOAT16_RATE if reduced else 1
+    cut: Cut | None = _fourier().plan(tuple(images.shape), tuple(weight.shape), stride, rate)
+    return cut
+
+
+@cache
+def _fourier() -> ModuleType:
+    """Imported where it is needed: its compiler is."""
+    return import_module("capsrepro.models.fourier_convolution")
 
 
 def _few_images(images_BOYX: Tensor) -> tuple[Tensor, ...]:
