@@ -13,13 +13,14 @@ them; F numbers kept of a tile, Z channels of all phases.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from capsrepro.models.fourier_code import kept
-from capsrepro.models.fourier_tiles import Cut, to_numbers, to_pixels
+from capsrepro.models.fourier_code import Role, kept
+from capsrepro.models.fourier_tiles import Cut, room, to_numbers, to_pixels
 
 # Pixels along the largest tile: the amplitudes of a kernel are forty times as many as its numbers.
 _LONGEST = 14
@@ -81,7 +82,8 @@ def correlate(images_BCHW: Tensor, kernels_OCKK: Tensor, cut: Cut, dtype: torch.
         images_FMZ = to_numbers(images, "images", cut, dtype)
         for kernels, part in zip(_some(kernels_OCKK, 0), _some(results, 1), strict=True):
             kernels_FZO = to_numbers(kernels, "kernels", cut, dtype).transpose(1, 2)
-            part.copy_(to_pixels(torch.bmm(images_FMZ, kernels_FZO), "results", cut, part.shape))
+            products_FMO = _sum("results", [(images_FMZ, kernels_FZO)])
+            to_pixels(products_FMO, "results", cut, part)
     return result_BOYX
 
 
@@ -89,17 +91,16 @@ def images_gradient(
     shape: torch.Size, kernels_OCKK: Tensor, gradient_BOYX: Tensor, cut: Cut, dtype: torch.dtype
 ) -> Tensor:
     """Gradient of `correlate` with respect to images of this shape, channels last in memory."""
-    parts = []
-    for gradient in _images(gradient_BOYX, cut):
-        sums_FMZ = None
-        for slopes, kernels in zip(_some(gradient, 1), _some(kernels_OCKK, 0), strict=True):
-            slopes_FMO = to_numbers(slopes, "results", cut, dtype)
-            kernels_FOZ = to_numbers(kernels, "kernels", cut, dtype)
-            sums_FMZ = _with_products(sums_FMZ, slopes_FMO, kernels_FOZ)
-            del kernels_FOZ
-        assert sums_FMZ is not None
-        parts.append(to_pixels(sums_FMZ, "images", cut, (len(gradient), *shape[1:])))
-    return torch.cat(parts)
+    result_BHWC = gradient_BOYX.new_empty(shape[0], *shape[2:], shape[1], dtype=dtype)
+    result_BCHW = result_BHWC.permute(0, 3, 1, 2)
+    pairs = zip(_images(gradient_BOYX, cut), _images(result_BCHW, cut), strict=True)
+    for gradient, result in pairs:
+        factors = (
+            (to_numbers(slopes, "results", cut, dtype), to_numbers(kernels, "kernels", cut, dtype))
+            for slopes, kernels in zip(_some(gradient, 1), _some(kernels_OCKK, 0), strict=True)
+        )
+        to_pixels(_sum("images", factors), "images", cut, result)
+    return result_BCHW
 
 
 def kernels_gradient(
@@ -107,24 +108,33 @@ def kernels_gradient(
 ) -> Tensor:
     """Gradient of `correlate` with respect to kernels of this shape, channels last in memory."""
     result_OkkC = gradient_BOYX.new_empty(shape[0], *shape[2:], shape[1], dtype=dtype)
-    results = _some(result_OkkC.permute(0, 3, 1, 2), 0)
-    sums: list[Tensor | None] = [None] * len(results)
-    pairs = list(zip(_images(images_BCHW, cut), _images(gradient_BOYX, cut), strict=True))
-    for number, (images, gradient) in enumerate(pairs, 1):
-        images_FMZ = to_numbers(images, "images", cut, dtype)
-        for part, (slopes, result) in enumerate(zip(_some(gradient, 1), results, strict=True)):
-            slopes_FOM = to_numbers(slopes, "results", cut, dtype).transpose(1, 2)
-            sums_FOZ = sums[part] = _with_products(sums[part], slopes_FOM, images_FMZ)
-            if number == len(pairs):
-                result.copy_(to_pixels(sums_FOZ, "kernels", cut, result.shape))
-                del sums_FOZ
-                sums[part] = None
-    return result_OkkC.permute(0, 3, 1, 2)
+    result_OCkk = result_OkkC.permute(0, 3, 1, 2)
+    all_images = _images(images_BCHW, cut)
+    images_FMZ = to_numbers(all_images[0], "images", cut, dtype)
+    for gradient, result in zip(_some(gradient_BOYX, 1), _some(result_OCkk, 0), strict=True):
+        # Where all images are transformed at once, they still are when the next kernels come.
+        factors = (
+            (
+                to_numbers(slopes, "results", cut, dtype).transpose(1, 2),
+                images_FMZ if len(all_images) == 1 else to_numbers(images, "images", cut, dtype),
+            )
+            for images, slopes in zip(all_images, _images(gradient, cut), strict=True)
+        )
+        to_pixels(_sum("kernels", factors), "kernels", cut, result)
+    return result_OCkk
 
 
-def _with_products(sums: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
-    """Sums and the matrix product at each frequency."""
-    return torch.bmm(one, other) if sums is None else sums.baddbmm_(one, other)
+def _sum(role: Role, factors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of matrix products at each frequency, in the room of the side that it belongs to."""
+    total: Tensor | None = None
+    for one, other in factors:
+        if total is None:
+            total = room(role, (len(one), one.shape[1], other.shape[2]), one.dtype)
+            torch.bmm(one, other, out=total)
+        else:
+            total.baddbmm_(one, other)
+    assert total is not None, "there is no image"
+    return total
 
 
 def _images(images: Tensor, cut: Cut) -> tuple[Tensor, ...]:

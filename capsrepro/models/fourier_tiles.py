@@ -7,6 +7,7 @@ them; F numbers kept of a tile, Z channels of all phases.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,36 +65,61 @@ class Cut:
         return down, across
 
 
+class _Rooms(threading.local):
+    def __init__(self) -> None:
+        self.of: dict[tuple[Role, torch.dtype], Tensor] = {}
+
+
+_rooms = _Rooms()
+
+
+def room(role: Role, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory for the numbers of one side, the same at every call.
+
+    As it is large, memory that is taken and freed in each step would be carved up by what is taken
+    in between, and new memory be needed each time.
+    """
+    key, size = (role, dtype), math.prod(shape)
+    if key not in _rooms.of or len(_rooms.of[key]) < size:
+        _rooms.of[key] = torch.empty(size, dtype=dtype)
+    return _rooms.of[key][:size].view(*shape)
+
+
 def to_numbers(images_NCHW: Tensor, role: Role, cut: Cut, dtype: torch.dtype) -> Tensor:
     """What is kept of images, kernels or results.
 
     Returns:
-        Shape (F, M, Z).
+        Shape (F, M, Z), in the `room` of that side.
     """
     pixels_NHWC = _fitted(images_NCHW.permute(0, 2, 3, 1), cut.sides(role), dtype)
     phases = cut.transform(role).stride ** 2
     M = len(images_NCHW) * math.prod(cut.tiles_of(role))
-    numbers_FMZ = pixels_NHWC.new_empty(kept(cut.period), M, phases * images_NCHW.shape[1])
+    numbers_FMZ = room(role, (kept(cut.period), M, phases * images_NCHW.shape[1]), dtype)
     _run(pixels_NHWC, numbers_FMZ, role, cut, transposed=False)
     return numbers_FMZ
 
 
-def to_pixels(numbers_FMZ: Tensor, role: Role, cut: Cut, shape: Sequence[int]) -> Tensor:
-    """The transpose of `to_numbers`.
+def to_pixels(numbers_FMZ: Tensor, role: Role, cut: Cut, result_NCHW: Tensor) -> None:
+    """The transpose of `to_numbers`, written over images, kernels or results.
 
     Args:
         numbers_FMZ: What is kept of tiles.
         role: Which side.
         cut: Of the convolution.
-        shape: (N, C, H, W) of the images, kernels or results.
-
-    Returns:
-        Of that shape, channels last in memory.
+        result_NCHW: Fastest with channels last in memory, no smaller or larger than the tiles.
     """
-    empty = numbers_FMZ.new_zeros if cut.overlaps(role) else numbers_FMZ.new_empty
-    pixels_NHWC = empty(shape[0], *cut.sides(role), shape[1])
+    result_NHWC = result_NCHW.permute(0, 2, 3, 1)
+    N, H, W, C = result_NHWC.shape
+    rows, columns = cut.sides(role)
+    fits = (rows, columns) == (H, W) and result_NHWC.is_contiguous()
+    pixels_NHWC = result_NHWC if fits else result_NHWC.new_empty(N, rows, columns, C)
+    if cut.overlaps(role):
+        pixels_NHWC.zero_()
     _run(pixels_NHWC, numbers_FMZ, role, cut, transposed=True)
-    return _fitted(pixels_NHWC, shape[2:], numbers_FMZ.dtype).permute(0, 3, 1, 2)
+    if not fits:
+        if rows < H or columns < W:
+            result_NHWC.zero_()
+        result_NHWC[:, :rows, :columns] = pixels_NHWC[:, :H, :W]
 
 
 def _run(
