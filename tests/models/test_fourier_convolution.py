@@ -20,8 +20,8 @@ from capsrepro.models.fourier_convolution import (
 )
 from capsrepro.models.fourier_tiles import Cut
 
-# Images, channels, rows, columns, outputs, kernel, stride: PrimaryCaps in small; images that are not
-# square, pixels that no stride reaches, an even kernel, one of a pixel; results of one pixel.
+# Images, channels, rows, columns, outputs, kernel, stride: PrimaryCaps in small; images that are
+# not square, pixels that no stride reaches, an even kernel, one of a pixel; results of one pixel.
 SHAPES = pytest.mark.parametrize(
     "shape",
     [
@@ -83,9 +83,8 @@ def test_it_is_the_convolution_with_its_gradients_however_it_is_cut(shape: Shape
     images, kernels, gradient, stride = drawn(shape, torch.float64)
     wanted = exact(images, kernels, gradient, stride)
     for cut in cuts(shape):
-        for want, got in zip(
-            wanted, fast(images, kernels, gradient, cut, torch.float64), strict=True
-        ):
+        found = fast(images, kernels, gradient, cut, torch.float64)
+        for want, got in zip(wanted, found, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
@@ -126,7 +125,7 @@ def test_parts_of_images_and_of_kernels_are_put_together(
 
 
 def test_any_order_in_memory_is_taken() -> None:
-    images, kernels, gradient, stride = drawn((3, 16, 20, 20, 32, 9, 2), torch.float64)
+    images, kernels, gradient, _ = drawn((3, 16, 20, 20, 32, 9, 2), torch.float64)
     cut = Cut(10, 6, (1, 1), 5, 2)
     wanted = fast(images, kernels, gradient, cut, torch.float64)
     last = [x.to(memory_format=torch.channels_last) for x in (images, kernels, gradient)]
@@ -171,7 +170,7 @@ def test_a_quarter_of_the_products_is_made() -> None:
 
 
 def test_convolve_takes_it_and_gives_what_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, kernels, gradient, stride = drawn((32, 64, 20, 20, 64, 9, 2), torch.float32)
+    images, kernels, gradient, stride = drawn((32, 128, 20, 20, 128, 9, 2), torch.float32)
     calls: list[Cut] = []
 
     taken = fourier_convolution.correlate
@@ -181,23 +180,23 @@ def test_convolve_takes_it_and_gives_what_it_gave(monkeypatch: pytest.MonkeyPatc
         lambda *arguments: (calls.append(arguments[2]), taken(*arguments))[1],
     )
     factors = [factor.requires_grad_() for factor in (images, kernels)]
-    bias = torch.linspace(-1, 1, 64, requires_grad=True)
+    bias = torch.linspace(-1, 1, 128, requires_grad=True)
     for rectified in (False, True):
         plain = F.conv2d(*factors, bias, stride)
         wanted = plain.relu() if rectified else plain
         got = convolve(*factors, bias, stride, reduced=False, rectified=rectified)
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-        for one, other in zip(
-            torch.autograd.grad(got, [*factors, bias], gradient),
-            torch.autograd.grad(wanted, [*factors, bias], gradient),
+        pairs = zip(
+            (got, *torch.autograd.grad(got, [*factors, bias], gradient)),
+            (wanted, *torch.autograd.grad(wanted, [*factors, bias], gradient)),
             strict=True,
-        ):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-3)
+        )
+        for one, other in pairs:
+            assert (one - other).norm() < 1e-5 * other.norm()
     assert len(calls) == 2
 
 
 def test_reduced_factors_are_rounded_and_sums_are_not() -> None:
-    images, kernels, gradient, stride = drawn((32, 64, 20, 20, 64, 9, 2), torch.float32)
+    images, kernels, gradient, stride = drawn((64, 128, 20, 20, 128, 9, 2), torch.float32)
     assert plan(tuple(images.shape), tuple(kernels.shape), stride, rate=1.9) is not None
     rounded = [x.bfloat16().float() for x in (images, kernels, gradient)]
     wanted = exact(*rounded, stride)
