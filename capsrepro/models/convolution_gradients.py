@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from capsrepro.models.fourier_tiles import Cut
 
 # Operations of torch's convolutions in bfloat16 in the time of one in float32.
-_BFLOAT16_RATE = 1.9
+_BFLOAT16_RATE = 2.1
 # Numbers of a result that are turned into float32 at once, so that they stay in the cache.
 _AT_ONCE = 2**19
 

@@ -27,7 +27,7 @@ _LONGEST = 14
 # Tiles and kernels that are transformed at a time: enough for matrix products to be fast.
 _TILES, _KERNELS = 256, 128
 # What a number of a transform costs, in operations of a matrix product: it is written and read.
-_MOVED = 75
+_MOVED = 100
 
 
 @cache
