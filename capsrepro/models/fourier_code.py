@@ -1,12 +1,4 @@
-"""Small two-dimensional Fourier transforms of many channels, and their transposes, as loops.
-
-A tile of n × n pixels has an amplitude at each pair of frequencies. To multiply two of them,
-(a + ib)(c + id) = (p − r) + i(p + q), takes three products of real numbers,
-p = (a + b) c,  q = a (d − c),  r = b (c + d),
-so that either side is kept as the three sums that it enters with. With C and S, the sums of pixels
-times cosines and sines, an image has a + ib = C − iS. A kernel has c + id = C + iS, conjugated
-because networks correlate. p, q and r are given back to the pixels of the result as the transpose
-of such sums. Of the amplitudes of real pixels, which come in conjugate pairs, one of each is kept.
+"""Transforms between pixels and the amplitudes of tiles, and back, as compiled loops over channels.
 
 Shape suffixes: N images, kernels or results; V, U tiles down and across; F numbers kept of a tile;
 Z channels of all phases; H, W rows and columns of pixels; C channels.
@@ -17,85 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import torch
 
+from capsrepro.models.fourier_amplitudes import (
+    Transform,
+    Wave,
+    height,
+    kept,
+    pairs,
+    real_frequencies,
+)
 from capsrepro.models.vector_code import Index, Vector, VectorCode, lanes_of
-
-Role = Literal["images", "kernels", "results"]
-
-# What is kept of a complex amplitude: multiples of its C and S.
-_KEPT: dict[Role, tuple[tuple[int, int], ...]] = {
-    "images": ((1, -1), (1, 0), (0, -1)),
-    "kernels": ((1, 0), (-1, 1), (1, 1)),
-    "results": ((1, -1), (0, -1), (-1, 0)),
-}
-
-_Wave = tuple[int, Callable[[float], float]]
-"""A frequency, and cosine or sine."""
-
-_Form = dict[tuple[_Wave, int], float]
-"""A number that is kept: factors of the sums over a column of pixels times a wave."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """One side of a convolution by products of amplitudes.
-
-    Attributes:
-        role: Which side.
-        period: n, pixels along a tile.
-        size: How many of them there are; the others are 0, or not wanted.
-        stride: Pixels are taken apart by their place modulo the stride, rows and columns; each of
-            these phases has amplitudes of its own.
-    """
-
-    role: Role
-    period: int
-    size: int
-    stride: int
-
-    def forms(self, columns: int) -> list[_Form]:
-        """What is kept of one column of cosine sums of rows, or of two: cosine and sine sums."""
-        # The inverse transform divides by the number of pixels, and counts each pair twice.
-        once, twice = (self.period**-2, 2 * self.period**-2) if self.role == "results" else (1, 1)
-        multiples = [(twice * c, twice * s) for c, s in _KEPT[self.role]]
-        forms: list[_Form] = []
-        for k in real_frequencies(self.period):
-            if columns == 1:
-                forms.append({((k, math.cos), 0): once})
-            else:
-                forms += [{((k, math.cos), 0): c, ((k, math.cos), 1): s} for c, s in multiples]
-        for k in pairs(self.period):
-            cosine, sine = (k, math.cos), (k, math.sin)
-            if columns == 1:
-                forms += [{(cosine, 0): c, (sine, 0): s} for c, s in multiples]
-                continue
-            for sign in (1, -1):
-                forms += [
-                    {(cosine, 0): c, (sine, 1): -sign * c, (sine, 0): s, (cosine, 1): sign * s}
-                    for c, s in multiples
-                ]
-        return forms
-
-
-def real_frequencies(period: int) -> list[int]:
-    """Those whose sines are 0 at all pixels."""
-    return [0, period // 2] if period % 2 == 0 else [0]
-
-
-def pairs(period: int) -> list[int]:
-    """One frequency of each conjugate pair."""
-    return list(range(1, (period + 1) // 2))
-
-
-def kept(period: int) -> int:
-    """How many numbers are kept of a tile: one of a real amplitude, three of a complex one."""
-    real, complex_ = len(real_frequencies(period)), len(pairs(period))
-    return real**2 + 6 * complex_ * (real + complex_)
 
 
 @cache
@@ -118,7 +44,7 @@ def kernel(
         loops.transposed(adds)
     else:
         loops.direct()
-    return loops.code.compiled()
+    return loops.code.compiled(level=0)
 
 
 def scratch(dtype: torch.dtype, transform: Transform, channels: int) -> tuple[int, int]:
@@ -139,7 +65,7 @@ class _Loops:
         self.code = code = VectorCode(dtype, ["pixels", "numbers", "near", "sums"], names)
         self.transform, self.places = transform, range(transform.size)
         real, complex_ = (of(transform.period) for of in (real_frequencies, pairs))
-        self.waves: list[_Wave] = [(k, math.cos) for k in (*real, *complex_)]
+        self.waves: list[Wave] = [(k, math.cos) for k in (*real, *complex_)]
         self.waves += [(k, math.sin) for k in complex_]
         size, self.rows = code.arguments, kept(transform.period)
         self.Z = code.times(size["C"], transform.stride**2)
@@ -245,19 +171,15 @@ class _Loops:
             both = [self.code.plus(k, at) for at in (real, real + complex_)]
             yield both, self.code.plus(self.code.times(k, together), real * alone)
 
-    def _over(self, wave: _Wave, pixels: list[Vector]) -> Vector:
+    def _over(self, wave: Wave, pixels: list[Vector]) -> Vector:
         """Sum of pixels times a wave."""
-        return self._sum((self._height(wave, at), pixel) for at, pixel in enumerate(pixels))
-
-    def _at(self, place: int, sums: Iterable[tuple[_Wave, Vector]]) -> Vector:
-        """What waves add up to at a place."""
-        return self._sum((self._height(wave, place), factor) for wave, factor in sums)
-
-    def _height(self, wave: _Wave, place: int) -> float:
-        frequency, function = wave
         period = self.transform.period
-        height = function(2 * math.pi * (frequency * place % period) / period)
-        return round(height) if abs(height - round(height)) < 1e-15 else height
+        return self._sum((height(wave, at, period), pixel) for at, pixel in enumerate(pixels))
+
+    def _at(self, place: int, sums: Iterable[tuple[Wave, Vector]]) -> Vector:
+        """What waves add up to at a place."""
+        period = self.transform.period
+        return self._sum((height(wave, place, period), factor) for wave, factor in sums)
 
     def _sum(self, parts: Iterable[tuple[float, Vector]]) -> Vector:
         """Of vectors times numbers; each addition is rounded once."""

@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from capsrepro.models.fourier_code import Role, kept
+from capsrepro.models.fourier_amplitudes import Role, kept
 from capsrepro.models.fourier_tiles import Cut, room, to_numbers, to_pixels
 
 # Pixels along the largest tile: the amplitudes of a kernel are forty times as many as its numbers.

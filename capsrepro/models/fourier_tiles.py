@@ -14,13 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capsrepro.models.fourier_code import (
-    Role,
-    Transform,
-    kept,
-    kernel,
-    scratch,
-)
+from capsrepro.models.fourier_amplitudes import Role, Transform, kept
+from capsrepro.models.fourier_code import kernel, scratch
 from capsrepro.models.threads import in_parts
 
 

@@ -226,8 +226,13 @@ class VectorCode:
         mask = ir.Constant(ir.VectorType(_LANE, self.lanes), lanes)
         return self.builder.shuffle_vector(one, other, mask)
 
-    def compiled(self) -> Callable[..., None]:
-        """The function; it lets other threads of Python run."""
+    def compiled(self, level: int = 2) -> Callable[..., None]:
+        """The function; it lets other threads of Python run.
+
+        Args:
+            level: Of what LLVM does to the code first; where there is no `Variable`, 0 makes it as
+                fast and takes half of the time.
+        """
         self.builder.ret_void()
         module = llvm.parse_assembly(str(self.module))
         machine = llvm.Target.from_default_triple().create_target_machine(
@@ -237,7 +242,7 @@ class VectorCode:
             jit=True,
         )
         module.triple, module.data_layout = machine.triple, str(machine.target_data)
-        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
+        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(level))
         passes.getModulePassManager().run(module, passes)
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
