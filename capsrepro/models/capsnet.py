@@ -23,6 +23,8 @@ from capsrepro.models.convolution import (
     truncated_normal_,
 )
 from capsrepro.models.decoder import Decoder
+from capsrepro.models.gpu.primary_cuda import squashed_maps
+from capsrepro.models.gpu.routing_cuda import fused_dynamic_routing
 from capsrepro.models.losses import (
     MarginReduction,
     Objective,
@@ -30,9 +32,7 @@ from capsrepro.models.losses import (
     present,
     reconstruction_sse,
 )
-from capsrepro.models.primary_cuda import squashed_maps
 from capsrepro.models.routing import Gradient, length
-from capsrepro.models.routing_cuda import fused_dynamic_routing
 
 
 class PrimaryCapsules(nn.Module):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from capsrepro.models.convolution import Conv2d
-from capsrepro.models.em_launches import TILES, Tiles
+from capsrepro.models.cpu.votes_cpu import CompiledVotes, can_compile
 from capsrepro.models.em_routing import EMRouting, Parents, em_routing
-from capsrepro.models.em_routing_cuda import fused_em_routing, supported
+from capsrepro.models.gpu.em_launches import TILES, Tiles
+from capsrepro.models.gpu.em_routing_cuda import fused_em_routing, supported
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import FactoredVotes, Votes, WrittenVotes
-from capsrepro.models.votes_cpu import CompiledVotes, can_compile
 
 Pose = Literal["matrix", "vector"]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from capsrepro.models.convolution_cuda import linear_convolution, rectified_convolution
-from capsrepro.models.convolution_factors import Precision
-from capsrepro.models.convolution_gradients import convolve
-from capsrepro.models.convolution_launches import takes
+from capsrepro.models.cpu.convolution import convolve
+from capsrepro.models.gpu.convolution_cuda import linear_convolution, rectified_convolution
+from capsrepro.models.gpu.convolution_factors import Precision
+from capsrepro.models.gpu.convolution_launches import takes
 
 Padding = Literal["valid", "same"]
 

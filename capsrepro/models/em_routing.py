@@ -22,8 +22,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from capsrepro.models.cpu.type_shares import shares_of_types
 from capsrepro.models.receptive_fields import ReceptiveFields
-from capsrepro.models.type_shares import shares_of_types
 from capsrepro.models.votes import MASS_EPSILON, Votes
 
 Activation = Literal["procedure-1", "released-code", "mixing-proportion"]

@@ -11,7 +11,7 @@ A vote is V_ij = M_i W_ij (Hinton et al. 2018, Section 3), with the place of the
 class layer. `WrittenVotes` holds all votes, R·J·C·N numbers for each of T, and is the clear
 reference. `FactoredVotes` makes them again, a slab at a time, whenever they are asked for: what
 autograd keeps is no larger than the weights w_TJN, and a slab stays in the cache. On the processor
-`CompiledVotes` (capsrepro/models/votes_cpu.py) takes its place, which never writes one to memory.
+`CompiledVotes` (capsrepro.models.cpu.votes_cpu) takes its place, which never writes one to memory.
 
 Rows of a pose stand before the parents and columns behind them, so that a slab of votes is turned
 from products by child into sums over children as one matrix, which is the fastest way there is.

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from capsrepro.models import capsule_layers, type_shares
+from capsrepro.models import capsule_layers
 from capsrepro.models.capsule_layers import Capsules, RoutedCapsules
+from capsrepro.models.cpu import type_shares
 from capsrepro.models.em_routing import EMRouting
 from capsrepro.models.receptive_fields import ReceptiveFields
 

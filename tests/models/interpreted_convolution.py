@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capsrepro.models.convolution_cuda import TiledConvolution
-from capsrepro.models.convolution_factors import Factors, Tile, Tiles
+from capsrepro.models.gpu.convolution_cuda import TiledConvolution
+from capsrepro.models.gpu.convolution_factors import Factors, Tile, Tiles
 
 _TILE = Tile(M=16, N=32, K=32, warps=4, stages=1)
 

@@ -12,7 +12,7 @@ import torch
 from em_cases import READINGS, Case, furthest, inputs_of, layer_of, ours, outcome
 
 from capsrepro.models.capsule_layers import Capsules
-from capsrepro.models.em_launches import Tiles
+from capsrepro.models.gpu.em_launches import Tiles
 
 # Tiles of images, parents and children, the last of each ragged.
 _TILES = Tiles(images=2, parents=(2, 1), children=(8, 1), programs=16)

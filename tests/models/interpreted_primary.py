@@ -10,7 +10,7 @@ import json
 import torch
 from torch import Tensor
 
-from capsrepro.models.primary_cuda import PlacesBlock, SquashedMaps, plainly_squashed_maps
+from capsrepro.models.gpu.primary_cuda import PlacesBlock, SquashedMaps, plainly_squashed_maps
 
 _TYPES, _DIM = 3, 4
 

@@ -10,9 +10,9 @@ import json
 import torch
 from torch import Tensor
 
+from capsrepro.models.gpu.routing_cuda import FusedRouting
+from capsrepro.models.gpu.routing_launches import Block, Blocks
 from capsrepro.models.routing import factored_dynamic_routing
-from capsrepro.models.routing_cuda import FusedRouting
-from capsrepro.models.routing_launches import Block, Blocks
 
 # Two tiles of images and two of children, the last of each ragged.
 _BLOCK = Block(images=4, numbers=8, warps=1)

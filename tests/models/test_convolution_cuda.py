@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capsrepro.models.convolution_cuda import linear_convolution
-from capsrepro.models.convolution_factors import Precision
-from capsrepro.models.convolution_launches import supported
+from capsrepro.models.gpu.convolution_cuda import linear_convolution
+from capsrepro.models.gpu.convolution_factors import Precision
+from capsrepro.models.gpu.convolution_launches import supported
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -17,8 +17,8 @@ from em_procedure_1 import Capsule, Layer, Pair, Reading
 from torch import Tensor
 
 from capsrepro.models import votes as votes_module
-from capsrepro.models import votes_cpu
 from capsrepro.models.capsule_layers import Capsules
+from capsrepro.models.cpu import votes_cpu
 
 OVERLAPS = CASES["overlaps"]
 

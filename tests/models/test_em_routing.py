@@ -24,8 +24,8 @@ from torch import Tensor
 
 from capsrepro.models import em_routing as em_routing_module
 from capsrepro.models import votes as votes_module
-from capsrepro.models import votes_cpu
 from capsrepro.models.capsule_layers import Capsules
+from capsrepro.models.cpu import votes_cpu
 from capsrepro.models.em_routing import EMRouting, em_routing
 from capsrepro.models.receptive_fields import ReceptiveFields
 from capsrepro.models.votes import FactoredVotes, Moments, WrittenVotes

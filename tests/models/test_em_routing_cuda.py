@@ -11,8 +11,8 @@ from em_cases import CASES, READINGS, Case, Inputs, furthest, inputs_of, layer_o
 from torch import Tensor
 
 from capsrepro.models.capsule_layers import Capsules
-from capsrepro.models.em_launches import TILES
-from capsrepro.models.em_routing_cuda import supported
+from capsrepro.models.gpu.em_launches import TILES
+from capsrepro.models.gpu.em_routing_cuda import supported
 from capsrepro.models.receptive_fields import ReceptiveFields
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

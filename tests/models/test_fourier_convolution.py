@@ -9,16 +9,16 @@ from torch.nn import functional as F
 
 pytest.importorskip("llvmlite", reason="there is no compiler: torch's convolutions are used")
 
-from capsrepro.models import convolution_gradients, fourier_convolution
-from capsrepro.models.convolution_gradients import convolve
-from capsrepro.models.fourier_amplitudes import kept
-from capsrepro.models.fourier_convolution import (
+from capsrepro.models.cpu import convolution, fourier_convolution
+from capsrepro.models.cpu.convolution import convolve
+from capsrepro.models.cpu.fourier_amplitudes import kept
+from capsrepro.models.cpu.fourier_convolution import (
     correlate,
     images_gradient,
     kernels_gradient,
     plan,
 )
-from capsrepro.models.fourier_tiles import Cut
+from capsrepro.models.cpu.fourier_tiles import Cut
 
 # Images, channels, rows, columns, outputs, kernel, stride: PrimaryCaps in small; images that are
 # not square, pixels that no stride reaches, an even kernel, one of a pixel; results of one pixel.
@@ -197,7 +197,7 @@ def test_convolve_takes_it_and_gives_what_it_gave(monkeypatch: pytest.MonkeyPatc
 
 def test_reduced_factors_are_rounded_and_sums_are_not() -> None:
     images, kernels, gradient, stride = drawn((128, 128, 20, 20, 128, 9, 2), torch.float32)
-    rate = convolution_gradients._BFLOAT16_RATE
+    rate = convolution._BFLOAT16_RATE
     assert plan(tuple(images.shape), tuple(kernels.shape), stride, rate) is not None
     rounded = [x.bfloat16().float() for x in (images, kernels, gradient)]
     wanted = exact(*rounded, stride)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from capsrepro.models.capsnet import PrimaryCapsules
 from capsrepro.models.convolution import set_convolution_precision
-from capsrepro.models.primary_cuda import plainly_squashed_maps, squashed_maps
+from capsrepro.models.gpu.primary_cuda import plainly_squashed_maps, squashed_maps
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from capsrepro.models.cpu.routing_in_blocks import routing_in_blocks
+from capsrepro.models.gpu.routing_cuda import fused_dynamic_routing, supported
 from capsrepro.models.routing import factored_dynamic_routing
-from capsrepro.models.routing_cuda import fused_dynamic_routing, supported
-from capsrepro.models.routing_in_blocks import routing_in_blocks
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from capsrepro.models import routing_in_blocks as module
+from capsrepro.models.cpu import routing_in_blocks as module
+from capsrepro.models.cpu.routing_in_blocks import routing_in_blocks
 from capsrepro.models.routing import dynamic_routing, factored_dynamic_routing
-from capsrepro.models.routing_in_blocks import routing_in_blocks
 
 
 def drawn(children: int, images: int = 2, dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from capsrepro.models.threads import PARTS, addresses, in_parts
+from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
 
 
 @pytest.fixture(params=[1, 2, 3])

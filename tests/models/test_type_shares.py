@@ -7,7 +7,7 @@ from torch import Tensor
 
 pytest.importorskip("llvmlite", reason="the fast softmax is compiled by llvmlite")
 
-from capsrepro.models.type_shares import shares_of_types, written_shares_of_types
+from capsrepro.models.cpu.type_shares import shares_of_types, written_shares_of_types
 
 
 def outcome(function, bases_TJ: Tensor, costs_TJN: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

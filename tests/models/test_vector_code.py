@@ -6,7 +6,7 @@ from torch import Tensor
 
 pytest.importorskip("llvmlite", reason="loops are compiled by llvmlite")
 
-from capsrepro.models.vector_code import VectorCode, lanes_of
+from capsrepro.models.cpu.vector_code import VectorCode, lanes_of
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 

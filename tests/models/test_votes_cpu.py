@@ -13,9 +13,9 @@ from torch import Tensor
 pytest.importorskip("llvmlite", reason="the fast votes are compiled by llvmlite")
 
 from capsrepro.models import votes as votes_module
-from capsrepro.models import votes_cpu
+from capsrepro.models.cpu import votes_cpu
+from capsrepro.models.cpu.votes_cpu import CompiledVotes, can_compile
 from capsrepro.models.votes import WrittenVotes
-from capsrepro.models.votes_cpu import CompiledVotes, can_compile
 
 # N, T, R, K, J, C: matrices, vectors, whole vectors of children and others, one of each.
 SIZES = [

@@ -90,7 +90,7 @@ def factors_along(tensor: Tensor, parts: int, *, turned: bool) -> Tensor:
     source_RS = tensor.flatten(1)
     if parts == 0:
         return source_RS
-    from capsrepro.models import convolution_kernels  # Triton exists on few machines.
+    from capsrepro.models.gpu import convolution_kernels  # Triton exists on few machines.
 
     R, S = source_RS.shape
     rows, width = (S, -(-R // _WIDTH) * _WIDTH) if turned else (R, S)

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from capsrepro.models.vote_tiles import Pose, Tiles
+from capsrepro.models.cpu.vote_tiles import Pose, Tiles
 
 
 @cache

@@ -17,7 +17,7 @@ an E-step, w_u = g.
 Sums over children, places and images are taken in a fixed order: the same bits each time. Nothing
 waits for the device and grids follow from shapes alone, so that a CUDA graph can capture it all.
 
-Shape suffixes: see `capsrepro.models.em_kernels`, for the order in memory in which they work, and
+Shape suffixes: see `em_kernels`, for the order in memory in which they work, and
 `capsrepro.models.votes`.
 """
 
@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.em_launches import TILES, Launcher, Tiles
 from capsrepro.models.em_routing import EMRouting
+from capsrepro.models.gpu.em_launches import TILES, Launcher, Tiles
 from capsrepro.models.receptive_fields import ReceptiveFields
 
 

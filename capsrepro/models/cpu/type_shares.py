@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.threads import addresses, in_parts
-from capsrepro.models.votes_cpu import can_compile
+from capsrepro.models.cpu.threads import addresses, in_parts
+from capsrepro.models.cpu.votes_cpu import can_compile
 
 
 def shares_of_types(bases_TJ: Tensor, costs_TJN: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax over J of base − cost, shape (T, J, N), and the logarithm of its sum, (T, N)."""
     if not can_compile(costs_TJN):
         return written_shares_of_types(bases_TJ, costs_TJN)
-    from capsrepro.models.vector_code import lanes_of
+    from capsrepro.models.cpu.vector_code import lanes_of
 
     N = costs_TJN.shape[2]
     missing = -N % lanes_of(costs_TJN.dtype)
@@ -74,7 +74,7 @@ def _run(name: str, arrays: list[Tensor]) -> None:
 
 @cache
 def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    from capsrepro.models.vector_code import VectorCode
+    from capsrepro.models.cpu.vector_code import VectorCode
 
     emit, names = _KERNELS[name]
     code = VectorCode(dtype, [*names], ["J", "S", "first", "last"])

@@ -1,6 +1,6 @@
 """Starts the kernels of EM routing: grids, tiles and the tensors they write.
 
-Shape suffixes: see `capsrepro.models.em_kernels`.
+Shape suffixes: see `capsrepro.models.gpu.em_kernels`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Launcher:
         tiles: Tiles,
     ) -> None:
         # Triton exists on few machines; kernels are loaded where they run.
-        from capsrepro.models import em_gradient_kernels, em_kernels, em_pull_kernels
+        from capsrepro.models.gpu import em_gradient_kernels, em_kernels, em_pull_kernels
 
         self.forwards: Any = em_kernels
         self.backwards: Any = em_gradient_kernels

@@ -19,8 +19,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from capsrepro.models.fourier_amplitudes import Role, kept
-from capsrepro.models.fourier_tiles import Cut, room, to_numbers, to_pixels
+from capsrepro.models.cpu.fourier_amplitudes import Role, kept
+from capsrepro.models.cpu.fourier_tiles import Cut, room, to_numbers, to_pixels
 
 # Pixels along the largest tile: the amplitudes of a kernel are forty times as many as its numbers.
 _LONGEST = 14

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capsrepro.models.convolution import Conv2d, has_bfloat16
-from capsrepro.models.convolution_gradients import convolve, pays, weight_gradient
+from capsrepro.models.cpu.convolution import convolve, pays, weight_gradient
 
 BFLOAT16 = pytest.mark.skipif(not has_bfloat16("cpu"), reason="no bfloat16 instructions here")
 # Images, channels, side, outputs, kernel, stride: those of PrimaryCaps, one image, pixels that no

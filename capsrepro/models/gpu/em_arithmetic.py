@@ -1,7 +1,6 @@
 """Triton functions on 4×4 poses that live in registers, as tuples of 16 tensors.
 
-Used by `capsrepro.models.em_kernels` and `capsrepro.models.em_gradient_kernels`; the shape suffixes
-are those of the first.
+Used by `em_kernels` and `em_gradient_kernels`; the shape suffixes are those of the first.
 """
 
 import triton

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capsrepro.models.fourier_amplitudes import Role, Transform, kept
-from capsrepro.models.fourier_code import kernel, scratch
-from capsrepro.models.threads import in_parts
+from capsrepro.models.cpu.fourier_amplitudes import Role, Transform, kept
+from capsrepro.models.cpu.fourier_code import kernel, scratch
+from capsrepro.models.cpu.threads import in_parts
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Shape suffixes: see `capsrepro.models.votes`; S is N filled up to whole vectors 
 that weigh nothing.
 
 `CompiledVotes` gives the sums of `FactoredVotes` to within rounding, gradients included, without
-writing votes to memory at all (`capsrepro.models.vote_tiles`). T is cut into the same parts
+writing votes to memory at all (`capsrepro.models.cpu.vote_tiles`). T is cut into the same parts
 however many threads there are, and their gradients are added in one order: results depend on
 neither.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.threads import PARTS, addresses, in_parts
+from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
 from capsrepro.models.votes import MASS_EPSILON, Moments
 
 
@@ -44,7 +44,7 @@ class CompiledVotes:
     def __init__(
         self, patches_NTRK: Tensor, transforms_NKJC: Tensor, offsets_NRC: Tensor | None = None
     ) -> None:
-        from capsrepro.models.vector_code import lanes_of
+        from capsrepro.models.cpu.vector_code import lanes_of
 
         self.children = len(patches_NTRK)
         self.missing = -self.children % lanes_of(patches_NTRK.dtype)
@@ -160,8 +160,8 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
         arrays: The others in their order, contiguous.
         factors: Patches, transforms and offsets.
     """
-    from capsrepro.models.vote_tiles import FACTORS, Pose
-    from capsrepro.models.votes_kernels import KERNELS, kernel
+    from capsrepro.models.cpu.vote_tiles import FACTORS, Pose
+    from capsrepro.models.cpu.votes_kernels import KERNELS, kernel
 
     patches_TRKS, transforms_JKCS, offsets_RCS = factors
     T, R, K, S = patches_TRKS.shape
@@ -185,7 +185,7 @@ def _parents_shape(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> tuple[int, 
 
 def _kept_numbers(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> int:
     """Votes of one tile for all children."""
-    from capsrepro.models.vote_tiles import Pose
+    from capsrepro.models.cpu.vote_tiles import Pose
 
     _, R, K, S = patches_TRKS.shape
     return S * R * Pose(R, K, transforms_JKCS.shape[2], False).width

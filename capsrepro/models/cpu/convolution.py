@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from capsrepro.models.fourier_tiles import Cut
+    from capsrepro.models.cpu.fourier_tiles import Cut
 
 # Operations of torch's convolutions in bfloat16 in the time of one in float32.
 _BFLOAT16_RATE = 2.1
@@ -183,7 +183,7 @@ def _cut(images: Tensor, weight: Tensor, stride: int, reduced: bool) -> Cut | No
 @cache
 def _fourier() -> ModuleType:
     """Imported where it is needed: its compiler is."""
-    return import_module("capsrepro.models.fourier_convolution")
+    return import_module("capsrepro.models.cpu.fourier_convolution")
 
 
 def _few_images(images_BOYX: Tensor) -> tuple[Tensor, ...]:

@@ -1,17 +1,17 @@
-"""Triton kernels of `capsrepro.models.em_routing_cuda`: from gradients of votes to their factors.
+"""Triton kernels of `em_routing_cuda`: from gradients of votes to their factors.
 
 Gradients of the votes are made in registers as
     ∂V = Σ_u w_u (slope_u V + level_u)
 over all uses u that were made of them: first the M-steps, u = 0, 1, …, then the E-steps.
 
-Tiles and shape suffixes: see `capsrepro.models.em_kernels`; here a tile has BN children that share
+Tiles and shape suffixes: see `em_kernels`; here a tile has BN children that share
 what is loaded for a parent, which is most.
 """
 
 import triton
 import triton.language as tl
 
-from capsrepro.models.em_arithmetic import (
+from capsrepro.models.gpu.em_arithmetic import (
     fill,
     load_pose,
     plus,
@@ -22,7 +22,7 @@ from capsrepro.models.em_arithmetic import (
     store_pose,
     votes_of,
 )
-from capsrepro.models.em_kernels import SIZES
+from capsrepro.models.gpu.em_kernels import SIZES
 
 _kernel = triton.jit(do_not_specialize=SIZES)
 

@@ -1,13 +1,13 @@
-"""Triton kernels of `capsrepro.models.em_routing_cuda`, backwards; formulas are given there.
+"""Triton kernels of `capsrepro.models.gpu.em_routing_cuda`, backwards; formulas are given there.
 
-Tiles and shape suffixes: see `capsrepro.models.em_kernels`; U uses of the votes, E of them by
+Tiles and shape suffixes: see `capsrepro.models.gpu.em_kernels`; U uses of the votes, E of them by
 E-steps.
 """
 
 import triton
 import triton.language as tl
 
-from capsrepro.models.em_arithmetic import (
+from capsrepro.models.gpu.em_arithmetic import (
     fill,
     load_pose,
     minus,
@@ -22,7 +22,7 @@ from capsrepro.models.em_arithmetic import (
     store_pose,
     total_of,
 )
-from capsrepro.models.em_kernels import SIZES
+from capsrepro.models.gpu.em_kernels import SIZES
 
 _kernel = triton.jit(do_not_specialize=SIZES)
 

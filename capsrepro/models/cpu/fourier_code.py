@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from capsrepro.models.fourier_amplitudes import (
+from capsrepro.models.cpu.fourier_amplitudes import (
     Transform,
     Wave,
     height,
@@ -21,7 +21,7 @@ from capsrepro.models.fourier_amplitudes import (
     pairs,
     real_frequencies,
 )
-from capsrepro.models.vector_code import Index, Vector, VectorCode, lanes_of
+from capsrepro.models.cpu.vector_code import Index, Vector, VectorCode, lanes_of
 
 
 @cache

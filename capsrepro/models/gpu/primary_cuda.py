@@ -87,7 +87,7 @@ class SquashedMaps(torch.autograd.Function):
         block: PlacesBlock,
     ) -> Tensor:
         """Capsules u_BEI."""
-        from capsrepro.models import primary_kernels  # Triton exists on few machines.
+        from capsrepro.models.gpu import primary_kernels  # Triton exists on few machines.
 
         if not maps_BOHW.is_contiguous(memory_format=torch.channels_last):
             maps_BOHW = maps_BOHW.contiguous()
@@ -101,7 +101,7 @@ class SquashedMaps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slopes_BEI: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of maps, in their kind of number and order in memory, and of the bias."""
-        from capsrepro.models import primary_kernels
+        from capsrepro.models.gpu import primary_kernels
 
         maps_BOHW, bias_O = ctx.saved_tensors
         maps_slopes_BOHW = torch.empty_like(maps_BOHW)

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from capsrepro.models.cpu.routing_in_blocks import routing_in_blocks
+from capsrepro.models.gpu.routing_launches import BLOCKS, Blocks, Launcher, Terms
 from capsrepro.models.routing import Gradient, factored_dynamic_routing
-from capsrepro.models.routing_in_blocks import routing_in_blocks
-from capsrepro.models.routing_launches import BLOCKS, Blocks, Launcher, Terms
 
 
 def supported(children_BEI: Tensor, transforms_JEID: Tensor) -> bool:

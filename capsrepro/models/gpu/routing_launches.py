@@ -70,7 +70,7 @@ class Launcher:
         self, children_BEI: Tensor, transforms_JEID: Tensor, none_of_the_above: bool, blocks: Blocks
     ) -> None:
         # Triton exists on few machines; kernels are loaded where they run.
-        from capsrepro.models import routing_kernels, squash_kernels
+        from capsrepro.models.gpu import routing_kernels, squash_kernels
 
         self.kernels: Any = routing_kernels
         self.squashes: Any = squash_kernels

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from capsrepro.models.vector_code import Array, Index, Variable, Vector, VectorCode
+from capsrepro.models.cpu.vector_code import Array, Index, Variable, Vector, VectorCode
 
 # Places that one transform serves before the next is fetched: their poses and the matrix stay in
 # the cache (docs/performance.md).

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capsrepro.models.convolution_factors import Factors, Tile, factors_along
+from capsrepro.models.gpu.convolution_factors import Factors, Tile, factors_along
 
 # Tiles of fewer images are mostly empty. Positions in two parts of a tensor are of 32 bits.
 _FEWEST_IMAGES, _MOST_NUMBERS = 64, 2**30
@@ -74,7 +74,7 @@ class Launcher:
         processors: int,
     ) -> None:
         # Triton exists on few machines; kernels are loaded where they run.
-        from capsrepro.models import convolution_kernels
+        from capsrepro.models.gpu import convolution_kernels
 
         self.kernels: Any = convolution_kernels
         self.shape_BHWC, self.shape_OkkC, self.stride = shape_BHWC, shape_OkkC, stride

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.convolution_factors import FACTORS, Factors, Precision
-from capsrepro.models.convolution_launches import Launcher, supported
+from capsrepro.models.gpu.convolution_factors import FACTORS, Factors, Precision
+from capsrepro.models.gpu.convolution_launches import Launcher, supported
 
 # Up to here a matrix product over patches, which are written out, beats the library's convolution.
 _MOST_PATCH_NUMBERS = 128

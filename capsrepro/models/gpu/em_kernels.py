@@ -1,4 +1,4 @@
-"""Triton kernels of `capsrepro.models.em_routing_cuda`, forwards.
+"""Triton kernels of `capsrepro.models.gpu.em_routing_cuda`, forwards.
 
 A program takes Q images, one a thread, and BJ parents at one place. All else (child, component) is
 an index of a loop: nothing is summed across threads. Warps of a program work on different parents
@@ -16,7 +16,7 @@ several parents of one image.
 import triton
 import triton.language as tl
 
-from capsrepro.models.em_arithmetic import (
+from capsrepro.models.gpu.em_arithmetic import (
     fill,
     load_pose,
     minus,
@@ -82,7 +82,7 @@ def conclude(
     """The M-step: moments over all ranges of children, and what parents make of them.
 
     Writes mean, pose, variance about the mean and σ² to `fits`, mass and log a to `scalars`; see
-    `capsrepro.models.em_routing_cuda.Coefficients`. A mixing proportion is short of its divisor.
+    `em_routing_cuda.Coefficients`. A mixing proportion is short of its divisor.
     """
     p = tl.program_id(1)
     j, q, real = parents_here(J, SKEW, BJ, Q)

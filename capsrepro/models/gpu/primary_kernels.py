@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from capsrepro.models.squash_kernels import squashed, unsquashed
+from capsrepro.models.gpu.squash_kernels import squashed, unsquashed
 
 
 @triton.jit
