@@ -83,9 +83,13 @@ class Conv2d(nn.Conv2d):
         within = self._padding_within if device == "cuda" else 0
         if self.pad_same and not within:
             images = self._pad(images)
-        if device == "cpu" and (not reduced or has_bfloat16(device)):
-            settings = {"reduced": reduced, "rectified": rectified}
-            return convolve(images, self.weight, self.bias, stride, **settings)
+        if device == "cpu":
+            fast = reduced and has_bfloat16(device)
+            factors = images, self.weight
+            if reduced and not fast:
+                # The same rounded factors, multiplied in float32.
+                factors = images.bfloat16().float(), self.weight.bfloat16().float()
+            return convolve(*factors, self.bias, stride, reduced=fast, rectified=rectified)
         if device == "cuda" and not rectified and self.bias is None:
             return linear_convolution(images, self.weight, stride, within, self.precision)
         if not reduced:
@@ -95,8 +99,6 @@ class Conv2d(nn.Conv2d):
             return rectified_convolution(images, self.weight, self.bias, stride, within)
         factors = images.bfloat16(), self.weight.bfloat16()
         if not has_bfloat16(device):
-            # The same rounded factors, multiplied in float32: no faster, and a little more exact,
-            # since hardware rounds the sums and both gradients to bfloat16 as well.
             factors = factors[0].float(), factors[1].float()
         result = F.conv2d(*factors, None, stride, within)
         if self.bias is not None:

@@ -223,8 +223,8 @@ def _notes(params: Params) -> Iterator[str]:
     confidence = percentage(margins.confidence)
     yield (
         "These protocols differ in the precision of their convolutions alone; routing, losses and "
-        "the optimiser are in float32 in all of them. bf16 on a processor that has no bfloat16 "
-        "instructions rounds the same and is no faster."
+        "the optimiser are in float32 in all of them. bf16 on a processor rounds factors "
+        "alike and is about as fast as float32."
     )
     yield (
         "± SD is the standard deviation over seeds (n − 1). Intervals are Student's t of a mean, "

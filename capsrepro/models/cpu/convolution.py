@@ -1,6 +1,7 @@
-"""Convolutions on the processor, with gradients that are faster than torch's own.
+"""Convolutions on the processor, with gradients: large ones as products of Fourier amplitudes.
 
-Figures: docs/performance.md, "One training step of the paper's MNIST CapsNet".
+The others are torch's own sums, but for gradients of kernels that a matrix product makes faster.
+Figures: docs/performance.md, "On a CPU: the MNIST CapsNet".
 
 Shape suffixes: B images, C input channels, H rows, W columns, O output channels, Y rows and X
 columns of the result, K rows or columns of a kernel, P numbers that one row of results is made of.
@@ -83,7 +84,8 @@ def convolve(
         weight_OCKK: Kernels.
         bias_O: Added to the sums before they are rectified.
         stride: In pixels.
-        reduced: Multiply in bfloat16; the bias is added in the bias's own type.
+        reduced: Round factors to bfloat16; torch's own sums are then rounded as well, those over
+            Fourier amplitudes are not. The bias is added in its own type.
         rectified: ReLU of the result.
 
     Returns:
@@ -171,8 +173,8 @@ def _direct_gradients(
 
 
 def _cut(images: Tensor, weight: Tensor, stride: int, reduced: bool) -> Cut | None:
-    """How Fourier amplitudes would do it; None where direct sums are faster, or no compiler is."""
-    # Whole vectors of channels, of any processor and type.
+    """How Fourier amplitudes do it; None where direct sums are faster, or there is no compiler."""
+    # Their loops take whole vectors of channels, on any processor and of either type.
     if any(size % 16 for size in weight.shape[:2]) or find_spec("llvmlite") is None:
         return None
     rate = _BFLOAT16_RATE if reduced else 1
