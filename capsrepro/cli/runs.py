@@ -104,8 +104,8 @@ def _counts(record: Record, metric: str) -> str:
 def verify(run_name: str, device: str | None, threads: int | None, as_json: bool) -> None:
     """Replay the first steps of a recorded run and say whether they are the same.
 
-    On the same machine they must be equal bit for bit; elsewhere within the tolerance it states.
-    Exit code 1 when they are not.
+    On the same machine with the same program they must be equal bit for bit; otherwise within the
+    tolerance it states. Exit code 1 when they are not.
 
     \b
     Example:
@@ -120,11 +120,13 @@ def verify(run_name: str, device: str | None, threads: int | None, as_json: bool
         click.echo(json.dumps(dataclasses.asdict(found) | {"agrees": found.agrees}))
     else:
         machine = "on the same machine" if found.same_machine else "on another machine"
+        if not found.same_program:
+            machine += ", by another version of the program"
         verdict = "the same bit for bit" if found.identical else "not the same bits"
         click.echo(
             f"{spec.name}: {'agrees' if found.agrees else 'DIFFERS'}: first {found.steps} losses, "
             f"{machine}, are {verdict} (largest relative difference "
-            f"{found.largest_difference:.1e}, accepted elsewhere {found.tolerance:.0e})"
+            f"{found.largest_difference:.1e}, accepted otherwise {found.tolerance:.0e})"
         )
     if not found.agrees:
         click.get_current_context().exit(1)

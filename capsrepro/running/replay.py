@@ -13,8 +13,8 @@ from capsrepro.running.experiment import current_record
 from capsrepro.training import loop, state
 from capsrepro.training.optimisation import make_optimizer
 
-# Largest relative difference of a loss that is accepted on other hardware or another torch. Sums in
-# another order start at the precision's rounding error and grow with every step; a different
+# Largest relative difference of a loss that is accepted on other hardware, with another torch or
+# after a change of our own. Sums in another order start at the precision's rounding error and grow with every step; a different
 # augmentation, start or learning rate is off by far more.
 _TOLERANCES = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 
@@ -27,8 +27,9 @@ class Replay:
         steps: Steps replayed.
         identical: Every loss has the same bits.
         largest_difference: Largest relative difference of a loss.
-        tolerance: What is accepted on other hardware.
+        tolerance: What is accepted on another machine or from another version of the program.
         same_machine: Device, threads, platform and libraries are those of the record.
+        same_program: So is the source that decides what the numbers are.
     """
 
     steps: int
@@ -36,13 +37,13 @@ class Replay:
     largest_difference: float
     tolerance: float
     same_machine: bool
+    same_program: bool
 
     @property
     def agrees(self) -> bool:
-        """Bit for bit on the same machine, within the tolerance elsewhere."""
-        return self.identical or (
-            not self.same_machine and self.largest_difference <= self.tolerance
-        )
+        """Bit for bit on the same machine with the same program, else within the tolerance."""
+        same = self.same_machine and self.same_program
+        return self.identical or (not same and self.largest_difference <= self.tolerance)
 
 
 def replay(project: Project, spec: RunSpec) -> Replay:
@@ -90,6 +91,7 @@ def replay(project: Project, spec: RunSpec) -> Replay:
         largest_difference=max(differences, default=math.nan),
         tolerance=_TOLERANCES[recipe.precision],
         same_machine=here == record.environment,
+        same_program=provenance.science_digest() == record.code.science_digest,
     )
 
 

@@ -75,6 +75,18 @@ def test_verify_notices_other_losses_behind_a_whole_seal(trained):
     assert "DIFFERS" in result.out
 
 
+@pytest.mark.parametrize(("share", "agrees"), [(1e-6, True), (1e-2, False)])
+def test_another_version_of_the_program_may_round_otherwise(trained, share, agrees):
+    record = read_record(trained.record())
+    losses = [loss * (1 + share) for loss in record.curves["first_losses"]]
+    older = record.code.model_copy(update={"science_digest": "0" * 64})
+    changes = {"curves": {"first_losses": losses}, "code": older}
+    write_record(trained.record().parent, record.model_copy(update=changes))
+    result = trained.call("verify", RUN)
+    assert result.code == (0 if agrees else 1)
+    assert "on the same machine, by another version of the program" in result.out
+
+
 def test_pending_shrinks_with_every_record(prepared, trained):
     before = json.loads(prepared.call("pending", "--json").out)
     after = json.loads(trained.call("pending", "--json").out)
