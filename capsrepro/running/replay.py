@@ -14,8 +14,8 @@ from capsrepro.training import loop, state
 from capsrepro.training.optimisation import make_optimizer
 
 # Largest relative difference of a loss that is accepted on other hardware, with another torch or
-# after a change of our own. Sums in another order start at the precision's rounding error and grow with every step; a different
-# augmentation, start or learning rate is off by far more.
+# after a change of our own. Sums in another order start at the precision's rounding error and grow
+# with every step; a different augmentation, start or learning rate is off by far more.
 _TOLERANCES = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 
 
