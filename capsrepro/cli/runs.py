@@ -125,8 +125,8 @@ def verify(run_name: str, device: str | None, threads: int | None, as_json: bool
         verdict = "the same bit for bit" if found.identical else "not the same bits"
         click.echo(
             f"{spec.name}: {'agrees' if found.agrees else 'DIFFERS'}: first {found.steps} losses, "
-            f"{machine}, are {verdict} (largest relative difference in "
-            f"the first half {found.largest_difference:.1e}, accepted otherwise {found.tolerance:.0e})"
+            f"{machine}, are {verdict} (largest relative difference in the first half "
+            f"{found.largest_difference:.1e}, accepted otherwise {found.tolerance:.0e})"
         )
     if not found.agrees:
         click.get_current_context().exit(1)

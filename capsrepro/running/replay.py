@@ -16,8 +16,8 @@ from capsrepro.training.optimisation import make_optimizer
 # Largest relative difference of a loss that is accepted on other hardware, with another torch or
 # after a change of our own. Sums in another order start at the precision's rounding error and grow
 # with every step; a different augmentation, start or learning rate is off by far more, and at once.
-# Later steps are not held against it: a network that leaves a plateau a step later, as rounding will
-# have it, is off by a tenth for some of them.
+# Later steps are not held against it: a network that leaves a plateau a step later, as rounding
+# will have it, is off by a tenth for some of them.
 _TOLERANCES = {"float32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 
 
