@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from capsrepro.models.gpu.convolution_cuda import linear_convolution
+from capsrepro.models.gpu.convolution_cuda import linear_convolution, rectified_convolution
 from capsrepro.models.gpu.convolution_factors import Precision
 from capsrepro.models.gpu.convolution_launches import supported
 
@@ -84,3 +84,29 @@ def test_kernels_are_as_exact_as_their_precision_and_always_the_same(
     plain = outcome(lambda x, w: F.conv2d(x.double(), w.double(), None, 2), *factors)
     for got, want, tolerance in zip(twice[0], plain, TOLERANCES[precision], strict=True):
         assert (got - want).norm() < tolerance * want.norm()
+
+
+@pytest.mark.gpu
+@ON_CUDA
+@pytest.mark.parametrize(
+    ("channels", "kernel", "padding", "slopes_of_images"), [(1, 9, 0, False), (64, 5, 2, True)]
+)
+def test_a_rectified_convolution_is_relu_of_the_plain_one_in_eight_bits(
+    channels: int, kernel: int, padding: int, slopes_of_images: bool
+) -> None:
+    """A first layer, as a product over patches, and a later one, by the library."""
+    images, weight = (x.detach().cuda() for x in factors_of(32, channels, 64, 20, kernel))
+    bias = torch.linspace(-1, 1, 64, device="cuda")
+    inputs = [x.requires_grad_() for x in ([images] if slopes_of_images else []) + [weight, bias]]
+
+    def found(result: Tensor) -> list[Tensor]:
+        slopes = torch.randn(result.shape, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad(result, inputs, slopes.to(result))
+        return [result.double(), *(gradient.double() for gradient in gradients)]
+
+    twice = [found(rectified_convolution(images, weight, bias, 1, padding)) for _ in range(2)]
+    assert all(map(torch.equal, *twice))
+    doubles = images.double(), weight.double(), bias.double()
+    plain = found(F.conv2d(*doubles, 1, padding).relu())
+    for number, (got, want) in enumerate(zip(twice[0], plain, strict=True)):
+        assert (got - want).norm() < (2e-2 if number else 4e-3) * want.norm()
