@@ -139,8 +139,8 @@ def _speed_notes(benchmark: Benchmark) -> Iterator[str]:
     )
     yield (
         f"Matrix peak: the best product of a few sizes and layouts here, in TFLOP/s: {peaks}. "
-        "Its share counts the products of a step with votes written out and direct convolutions: it "
-        "is above 100 where fewer do."
+        "Its share counts the products of a step with votes written out and direct convolutions: "
+        "it is above 100 where fewer do."
     )
     memory = (
         "of the GPU, as torch allocated it"
