@@ -37,6 +37,11 @@ class Project:
         """The configuration file."""
         return self.root / "params.yaml"
 
+    @property
+    def asked(self) -> Path:
+        """What the configuration file asks of each protocol, for DVC."""
+        return self.root / "pipelines" / "asked"
+
     def run_folder(self, run: str) -> Path:
         """Where the records of `protocol/model/seed-n` are."""
         return self.results / "runs" / run

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "capsrepro.cli.submit:submit",
         "Run all that is pending, several at once, here or on a cluster.",
     ),
+    "asked": ("capsrepro.cli.asked:asked", "Write what DVC compares of params.yaml."),
     "pending": ("capsrepro.cli.state:pending", "List the runs that no current record has."),
     "export": ("capsrepro.cli.bundles:export_", "Records and histories of runs into one file."),
     "import": ("capsrepro.cli.bundles:import_", "Bring here what another machine exported."),

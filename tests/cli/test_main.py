@@ -10,6 +10,7 @@ import click
 import pytest
 
 from capsrepro.cli.main import COMMANDS, _run, cli
+from capsrepro.config import load_params
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "mlflow", "scipy.stats", "dvc", "sklearn", "pandas")
@@ -57,6 +58,14 @@ def test_tables_need_neither_torch_nor_a_tracker(command):
     code, modules, _ = _imported_by(*command)
     assert code == 0
     assert not modules & {"torch", "torchvision", "mlflow", "dvc"}
+
+
+def test_dvc_learns_quickly_what_is_asked(empty):
+    assert _imported_by("asked", "--help")[:2] == (0, set())
+    assert empty.call("asked").code == 0
+    written = {path.stem for path in (empty.root / "pipelines/asked").iterdir()}
+    assert written == set(load_params(ROOT / "params.yaml").protocols)
+    assert empty.call("asked").out.startswith("0 files written to ")
 
 
 def test_a_wrong_name_is_said_before_torch_is_imported():
