@@ -40,7 +40,7 @@ def describe_code(root: Path) -> Code:
         ".",
         ":!results",
         ":!dvc.lock",
-        ":!pipelines/*/dvc.lock",
+        ":!pipelines/*dvc.lock",
     )
     return Code(
         git_commit=commit or None,
