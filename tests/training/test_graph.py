@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from watching import Watcher
 
 from capsrepro.config import RunSpec, load_params, resolve_run
 from capsrepro.data.augmentation import seen_shape
@@ -110,17 +111,6 @@ def test_without_a_gpu_a_step_is_eager() -> None:
     step = graph.make_step(state, stream_of())
     assert not isinstance(step, graph.CapturedStep)
     assert float(step()) == pytest.approx(float(state.totals["train_loss"]) / 8, rel=1e-6)
-
-
-class Watcher:
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
-
-    def on_step(self, state: TrainingState) -> bool:
-        return state.step != self.stop_at
-
-    def on_epoch(self, entry: dict[str, float]) -> None:
-        pass
 
 
 def trained_on_gpu(run: str, *stops: int) -> TrainingState:

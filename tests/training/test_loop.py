@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from watching import Watcher
 
 from capsrepro.config import load_params, resolve_run
 from capsrepro.data.batches import TrainingStream
@@ -29,22 +30,6 @@ PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 CPU = torch.device("cpu")
 RECIPE = PARAMS.protocols["digits"].recipe
 MODELS = ["cnn-baseline", "capsnet-r1-recon", "capsnet-r3-recon"]
-
-
-class Watcher:
-    """Notes what it is told, and may ask to stop after a step."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
-        self.steps: list[int] = []
-        self.entries: list[dict[str, float]] = []
-
-    def on_step(self, state: TrainingState) -> bool:
-        self.steps.append(state.step)
-        return state.step != self.stop_at
-
-    def on_epoch(self, entry: dict[str, float]) -> None:
-        self.entries.append(entry)
 
 
 def new_state(model: str = "capsnet-r3-recon") -> TrainingState:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from watching import Watcher
 
 from capsrepro.config import load_params, resolve_run
 from capsrepro.data.batches import TrainingStream
@@ -32,19 +33,6 @@ from capsrepro.training.state import (
 PARAMS_FILE = Path(__file__).parents[2] / "params.yaml"
 PARAMS = load_params(PARAMS_FILE)
 RECIPE = PARAMS.protocols["digits"].recipe
-
-
-class Stopper:
-    """Asks to stop after a step, or never."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
-
-    def on_step(self, state: TrainingState) -> bool:
-        return state.step != self.stop_at
-
-    def on_epoch(self, entry: dict[str, float]) -> None:
-        pass
 
 
 def new_state(model: str) -> TrainingState:
@@ -87,7 +75,7 @@ def assert_same(one: TrainingState, other: TrainingState) -> None:
 def test_four_epochs_equal_their_parts(tmp_path, model: str, stops: list[int]) -> None:
     recipe = RECIPE.model_copy(update={"steps": 10})
     straight = new_state(model)
-    assert train(straight, new_stream(), recipe, Stopper())
+    assert train(straight, new_stream(), recipe, Watcher())
 
     for stop in [*stops, None]:
         state = new_state(model)
@@ -97,7 +85,7 @@ def test_four_epochs_equal_their_parts(tmp_path, model: str, stops: list[int]) -
             state = new_state(model)
         else:
             state.restore(document)
-        assert train(state, new_stream(), recipe, Stopper(stop)) == (stop is None)
+        assert train(state, new_stream(), recipe, Watcher(stop)) == (stop is None)
         save_checkpoint(tmp_path, state, "digest")
     assert_same(state, straight)
     assert state.sessions == len(stops) + 1
@@ -107,38 +95,38 @@ def test_dropout_needs_the_random_state() -> None:
     # What the test above would miss if nothing drew random numbers.
     recipe = RECIPE.model_copy(update={"steps": 3})
     one, other = new_state("cnn-baseline"), new_state("cnn-baseline")
-    train(one, new_stream(), recipe, Stopper())
+    train(one, new_stream(), recipe, Watcher())
     torch.manual_seed(1)
-    train(other, new_stream(), recipe, Stopper())
+    train(other, new_stream(), recipe, Watcher())
     assert one.first_losses != other.first_losses
 
 
 def test_after_a_damaged_checkpoint_the_one_before_gives_the_same_end(tmp_path) -> None:
     recipe = RECIPE.model_copy(update={"steps": 8})
     straight = new_state("cnn-baseline")
-    train(straight, new_stream(), recipe, Stopper())
+    train(straight, new_stream(), recipe, Watcher())
 
     stopped = new_state("cnn-baseline")
     for stop in (3, 6):
-        train(stopped, new_stream(), recipe, Stopper(stop))
+        train(stopped, new_stream(), recipe, Watcher(stop))
         newest = save_checkpoint(tmp_path, stopped, "digest")
     newest.write_bytes(newest.read_bytes()[:-1000])
     resumed = new_state("cnn-baseline")
     resumed.restore(load_checkpoint(tmp_path, "digest"))
     assert resumed.step == 3
-    train(resumed, new_stream(), recipe, Stopper())
+    train(resumed, new_stream(), recipe, Watcher())
     assert_same(resumed, straight)
 
 
 def test_wall_time_is_that_of_all_sessions(tmp_path) -> None:
     recipe = RECIPE.model_copy(update={"steps": 4})
     first = new_state("cnn-baseline")
-    train(first, new_stream(), recipe, Stopper(2))
+    train(first, new_stream(), recipe, Watcher(2))
     first.wall_time_s += 1000
     save_checkpoint(tmp_path, first, "digest")
     second = new_state("cnn-baseline")
     second.restore(load_checkpoint(tmp_path, "digest"))
-    train(second, new_stream(), recipe, Stopper())
+    train(second, new_stream(), recipe, Watcher())
     assert 1000 < second.wall_time_s < 1100
 
 
