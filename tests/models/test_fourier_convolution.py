@@ -18,7 +18,7 @@ from capsrepro.models.cpu.fourier_convolution import (
     kernels_gradient,
     plan,
 )
-from capsrepro.models.cpu.fourier_tiles import Cut
+from capsrepro.models.cpu.fourier_tiles import Cut, _rooms
 
 # Images, channels, rows, columns, outputs, kernel, stride: PrimaryCaps in small; images that are
 # not square, pixels that no stride reaches, an even kernel, one of a pixel; results of one pixel.
@@ -147,6 +147,17 @@ def test_the_same_bits_come_each_time(threads: int) -> None:
         torch.set_num_threads(before)
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
+
+
+def test_training_goes_on_after_an_evaluation_that_took_more_memory() -> None:
+    images, kernels, gradient, _ = drawn((3, 48, 20, 20, 64, 9, 2), torch.float32)
+    cut = Cut(10, 6, (1, 1), 5, 2)
+    _rooms.of.clear()
+    with torch.inference_mode():
+        correlate(images, kernels, cut, torch.float32)
+        correlate(images.double(), kernels.double(), cut, torch.float64)
+    factors = [factor.requires_grad_() for factor in (images, kernels)]
+    fast(*factors, gradient, cut, torch.float32)
 
 
 def test_where_it_pays() -> None:

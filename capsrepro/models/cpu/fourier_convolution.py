@@ -25,7 +25,7 @@ from capsrepro.models.cpu.fourier_tiles import Cut, room, to_numbers, to_pixels
 # Pixels along the largest tile: the amplitudes of a kernel are forty times as many as its numbers.
 _LONGEST = 14
 # Tiles and kernels that are transformed at a time: enough for matrix products to be fast.
-_TILES, _KERNELS = 256, 128
+_TILES, _KERNELS = 128, 128
 # What a number of a transform costs, in operations of a matrix product: it is written and read.
 _MOVED = 100
 

@@ -76,7 +76,9 @@ def room(role: Role, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """
     key, size = (role, dtype), math.prod(shape)
     if key not in _rooms.of or len(_rooms.of[key]) < size:
-        _rooms.of[key] = torch.empty(size, dtype=dtype)
+        # Else training could not write to what an evaluation has made.
+        with torch.inference_mode(False):
+            _rooms.of[key] = torch.empty(size, dtype=dtype)
     return _rooms.of[key][:size].view(*shape)
 
 
