@@ -17,7 +17,7 @@ from capsrepro.config import RunSpec, requested_runs, resolve_run
 from capsrepro.errors import UsageError
 from capsrepro.files import digest
 from capsrepro.metrics import stem_of
-from capsrepro.records import Record
+from capsrepro.records import TRAIN, Record
 from capsrepro.report.measurements import Fact, Measurement, kept_files, made_from, measurements
 from capsrepro.schema.params import Params
 
@@ -128,7 +128,7 @@ def group_records(records: Iterable[Record], params: Params) -> list[Group]:
     every = list(records)
     left = {f"{r.run}/{name}": sha for r in every for name, sha in r.outputs.items()}
     for record in every:
-        if record.kind == "train":
+        if record.kind == TRAIN:
             members.setdefault(_identity(record), []).append(record)
         elif record.status == "finished" and all(
             # Images made on another run are no longer those there are once it is trained anew.

@@ -17,7 +17,7 @@ from typing import Any
 
 from capsrepro.errors import CapsreproError
 from capsrepro.project import Project
-from capsrepro.records import Record, read_history, read_run
+from capsrepro.records import TRAIN, Record, read_history, read_run
 
 _KEY, _SEALS, _PARENT = "capsrepro.key", "capsrepro.seals", "mlflow.parentRunId"
 # MLflow's own limit for one call.
@@ -162,7 +162,7 @@ def _tags(record: Record) -> dict[str, str]:
 
 def _figures(record: Record) -> Iterable[tuple[str, float, int]]:
     """Metrics and curves of a record; a curve's points become steps 0, 1, 2, …."""
-    prefix = "" if record.kind == "train" else f"{record.kind}."
+    prefix = "" if record.kind == TRAIN else f"{record.kind}."
     for name, value in record.metrics.items():
         yield f"final.{prefix}{name}", value, record.budget.steps
     for name, values in record.curves.items():
@@ -185,7 +185,9 @@ def sync(project: Project) -> tuple[int, int]:
     Raises:
         CapsreproError: The server cannot be used.
     """
-    folders = [path.parent for path in sorted((project.results / "runs").glob("*/*/*/train.json"))]
+    folders = [
+        path.parent for path in sorted((project.results / "runs").glob(f"*/*/*/{TRAIN}.json"))
+    ]
     try:
         mirror = Mirror(project)
         published = sum(mirror.publish(folder) for folder in folders)

@@ -16,9 +16,9 @@ from capsrepro.models.cpu.fourier_convolution import (
     correlate,
     images_gradient,
     kernels_gradient,
-    plan,
 )
-from capsrepro.models.cpu.fourier_tiles import Cut, _rooms
+from capsrepro.models.cpu.fourier_cuts import Cut, plan
+from capsrepro.models.cpu.fourier_tiles import _rooms
 
 # Images, channels, rows, columns, outputs, kernel, stride: PrimaryCaps in small; images that are
 # not square, pixels that no stride reaches, an even kernel, one of a pixel; results of one pixel.

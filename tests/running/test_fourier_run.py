@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("llvmlite", reason="there is no compiler: torch's convolutions are used")
 
 from capsrepro.models.cpu import convolution
-from capsrepro.models.cpu.fourier_convolution import plan
+from capsrepro.models.cpu.fourier_cuts import plan
 from capsrepro.records import read_record
 
 RUN = "digits/capsnet-r3-recon/seed-0"

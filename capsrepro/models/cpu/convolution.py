@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from capsrepro.models.cpu.fourier_tiles import Cut
+from capsrepro.models.cpu.fourier_cuts import Cut, plan
+from capsrepro.models.cpu.threads import has_compiler
 
 # Operations of torch's convolutions in bfloat16 in the time of one in float32.
 _BFLOAT16_RATE = 2.1
@@ -174,12 +173,9 @@ def _direct_gradients(
 
 def _cut(images: Tensor, weight: Tensor, stride: int, reduced: bool) -> Cut | None:
     """How Fourier amplitudes do it; None where direct sums are faster, or there is no compiler."""
-    # Their loops take whole vectors of channels, on any processor and of either type.
-    if any(size % 16 for size in weight.shape[:2]) or find_spec("llvmlite") is None:
-        return None
     rate = _BFLOAT16_RATE if reduced else 1
-    cut: Cut | None = _fourier().plan(tuple(images.shape), tuple(weight.shape), stride, rate)
-    return cut
+    shapes = tuple(images.shape), tuple(weight.shape)
+    return plan(*shapes, stride, rate) if has_compiler() else None
 
 
 @cache

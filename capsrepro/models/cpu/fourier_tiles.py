@@ -9,55 +9,14 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from capsrepro.models.cpu.fourier_amplitudes import Role, Transform, kept
+from capsrepro.models.cpu.fourier_amplitudes import Role, kept
 from capsrepro.models.cpu.fourier_code import kernel, scratch
-from capsrepro.models.cpu.threads import in_parts
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a convolution is cut into tiles.
-
-    Attributes:
-        period: Rows and columns of a phase of the images that a tile sees.
-        tile: Rows and columns of its results.
-        tiles: V and U.
-        taps: Rows and columns of a phase of the kernels.
-        stride: Of the convolution in pixels.
-    """
-
-    period: int
-    tile: int
-    tiles: tuple[int, int]
-    taps: int
-    stride: int
-
-    def transform(self, role: Role) -> Transform:
-        """Of the tiles of one side."""
-        size = {"images": self.period, "kernels": self.taps, "results": self.tile}[role]
-        return Transform(role, self.period, size, 1 if role == "results" else self.stride)
-
-    def tiles_of(self, role: Role) -> tuple[int, int]:
-        """V and U; a kernel is one tile."""
-        return (1, 1) if role == "kernels" else self.tiles
-
-    def overlaps(self, role: Role) -> bool:
-        """Whether a pixel may be in several tiles."""
-        return role == "images" and self.tiles != (1, 1)
-
-    def sides(self, role: Role) -> tuple[int, int]:
-        """H and W that the tiles of one side cover."""
-        transform = self.transform(role)
-        down, across = (
-            transform.stride * ((tiles - 1) * self.tile + transform.size)
-            for tiles in self.tiles_of(role)
-        )
-        return down, across
+from capsrepro.models.cpu.fourier_cuts import Cut
+from capsrepro.models.cpu.threads import addresses, in_parts
 
 
 class _Rooms(threading.local):
@@ -124,18 +83,19 @@ def _run(
 ) -> None:
     dtype, transform = pixels_NHWC.dtype, cut.transform(role)
     loops = kernel(dtype, transform, transposed, transposed and cut.overlaps(role))
-    N, *sizes = pixels_NHWC.shape
-    near, sums = scratch(dtype, transform, sizes[-1])
+    N, _, _, C = pixels_NHWC.shape
+    H, W = cut.sides(role)
+    tiles, Z = cut.tiles_of(role), transform.stride**2 * C
+    sizes = {"N": N, "H": H, "W": W, "C": C, "Z": Z}
+    sizes |= {"F": kept(cut.period), "M": N * math.prod(tiles)}
+    arrays = {"pixels_NHWC": pixels_NHWC, "numbers_FMZ": numbers_FMZ}
+    places = addresses(arrays, sizes, dtype)
+    near, sums = scratch(dtype, transform, C)
 
     def run(_: int, first: int, last: int) -> None:
-        own = torch.empty(near + sums, dtype=dtype)
-        arrays = (
-            pixels_NHWC.data_ptr(),
-            numbers_FMZ.data_ptr(),
-            own.data_ptr(),
-            own[near:].data_ptr(),
-        )
-        loops(*arrays, first, last, N, *sizes, *cut.tiles_of(role), cut.tile)
+        own = [torch.empty(size, dtype=dtype) for size in (near, sums)]
+        own_places = [array.data_ptr() for array in own]
+        loops(*places, *own_places, first, last, N, H, W, C, *tiles, cut.tile)
 
     in_parts(run, N)
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+
+@cache
+def has_compiler() -> bool:
+    """Whether loops can be compiled at all."""
+    return find_spec("llvmlite") is not None
+
 
 PARTS = 8
 """Ranges that places are cut into, whatever the number of threads."""

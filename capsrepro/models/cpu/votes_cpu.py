@@ -11,8 +11,6 @@ neither.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,19 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
+from capsrepro.models.cpu.threads import PARTS, addresses, has_compiler, in_parts
 from capsrepro.models.votes import MASS_EPSILON, Moments
-
-
-@cache
-def _has_compiler() -> bool:
-    return find_spec("llvmlite") is not None
 
 
 def can_compile(patches_NTRK: Tensor) -> bool:
     """Whether `CompiledVotes` can take these: on the processor, in float32 or float64."""
     on_processor = patches_NTRK.device.type == "cpu"
-    return on_processor and patches_NTRK.dtype in (torch.float32, torch.float64) and _has_compiler()
+    return on_processor and patches_NTRK.dtype in (torch.float32, torch.float64) and has_compiler()
 
 
 class CompiledVotes:

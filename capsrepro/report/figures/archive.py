@@ -14,7 +14,7 @@ from capsrepro.config import RunSpec, requested_runs, resolve_run
 from capsrepro.errors import CapsreproError, UsageError
 from capsrepro.files import sha256_of_file
 from capsrepro.metrics import METRICS, is_proportion
-from capsrepro.records import Record, read_records
+from capsrepro.records import TRAIN, Record, read_records
 from capsrepro.report.formatting import plain, quantity
 from capsrepro.schema.base import Reading
 from capsrepro.schema.params import Params
@@ -56,7 +56,7 @@ class Archive:
         return [
             record
             for record in self.records
-            if record.kind == "train"
+            if record.kind == TRAIN
             and record.status == "finished"
             and (self.run is not None or _is_asked_for(self.params, record))
         ]
@@ -153,12 +153,12 @@ def find_sources(archive: Archive, wish: Wish) -> list[Source]:
 
 def find_evaluated(archive: Archive) -> list[Source]:
     """Every finished evaluation or attack of the weights that finished runs left, of all runs."""
-    runs = {record.run: record for record in archive.records if record.kind == "train"}
+    runs = {record.run: record for record in archive.records if record.kind == TRAIN}
     finished = {record.run: record for record in archive.finished()}
     return [
         Source(record, finished[record.run], archive.folder(record))
         for record in archive.records
-        if record.kind != "train"
+        if record.kind != TRAIN
         and record.status == "finished"
         and record.run in finished
         and _made_from(record, runs)
