@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from capsrepro.models.convolution import Conv2d
-from capsrepro.models.cpu.votes_cpu import CompiledVotes, can_compile
+from capsrepro.models.cpu.threads import can_compile
+from capsrepro.models.cpu.votes_cpu import CompiledVotes
 from capsrepro.models.em_routing import EMRouting, Parents, em_routing
 from capsrepro.models.gpu.em_launches import TILES, Tiles
 from capsrepro.models.gpu.em_routing_cuda import fused_em_routing, supported

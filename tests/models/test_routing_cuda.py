@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from capsrepro.models.cpu.routing_in_blocks import routing_in_blocks
+from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing
+from capsrepro.models.gpu import routing_cuda
 from capsrepro.models.gpu.routing_cuda import fused_dynamic_routing, supported
 from capsrepro.models.routing import factored_dynamic_routing
 
@@ -66,14 +67,21 @@ def outcome(function, inputs: list[Tensor], iterations: int, **keys) -> list[Ten
     return [parents, *torch.autograd.grad(total, inputs)]
 
 
-def test_on_the_processor_it_is_the_routing_in_blocks() -> None:
+@pytest.mark.parametrize("compiler", [True, False])
+def test_on_the_processor_it_is_the_best_there_is(
+    compiler: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiler:
+        pytest.importorskip("llvmlite", reason="loops are compiled by llvmlite")
+        best = compiled_dynamic_routing
+    else:
+        monkeypatch.setattr(routing_cuda, "can_compile", lambda _: False)
+        best = factored_dynamic_routing
     inputs = inputs_of(3, 2, 4, 5, 16, "cpu")
     assert not supported(*inputs[:2])
     keys = {"gradient": "detached", "none_of_the_above": True}
-    fused, blocks = (
-        outcome(f, inputs, 3, **keys) for f in (fused_dynamic_routing, routing_in_blocks)
-    )
-    assert all(map(torch.equal, fused, blocks))
+    fused, wanted = (outcome(f, inputs, 3, **keys) for f in (fused_dynamic_routing, best))
+    assert all(map(torch.equal, fused, wanted))
 
 
 @pytest.mark.gpu

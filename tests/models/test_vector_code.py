@@ -49,6 +49,19 @@ def test_total_is_in_every_lane(dtype: torch.dtype) -> None:
     assert got.tolist() == [first] * lanes + [first + lanes**2] * lanes
 
 
+@DTYPES
+def test_totals_are_one_to_a_lane_and_0_in_the_rest(dtype: torch.dtype) -> None:
+    lanes = lanes_of(dtype)
+    for rows in (1, lanes - 1, lanes):
+        code = VectorCode(dtype, ["out", "values"], [])
+        values = code.array("values", rows, lanes)
+        code.array("out", lanes).store(code.totals([values.load(n, 0) for n in range(rows)]), 0)
+        values_RV = torch.arange(1.0 * rows * lanes, dtype=dtype).view(rows, lanes)
+        got = torch.full((lanes,), math.nan, dtype=dtype)
+        code.compiled()(got.data_ptr(), values_RV.data_ptr())
+        assert got.tolist() == values_RV.sum(1).tolist() + [0] * (lanes - rows)
+
+
 def test_loops_count_as_ranges_do() -> None:
     code = VectorCode(torch.float64, ["out"], ["stop"])
     out, count = code.array("out", 0), code.variable(code.constant(0))

@@ -14,7 +14,8 @@ pytest.importorskip("llvmlite", reason="the fast votes are compiled by llvmlite"
 
 from capsrepro.models import votes as votes_module
 from capsrepro.models.cpu import votes_cpu
-from capsrepro.models.cpu.votes_cpu import CompiledVotes, can_compile
+from capsrepro.models.cpu.threads import can_compile
+from capsrepro.models.cpu.votes_cpu import CompiledVotes
 from capsrepro.models.votes import WrittenVotes
 
 # N, T, R, K, J, C: matrices, vectors, whole vectors of children and others, one of each.

@@ -17,6 +17,7 @@ from capsrepro.data.examples import StoredExamples
 from capsrepro.data.preparation import find_dataset
 from capsrepro.errors import CapsreproError
 from capsrepro.models import capsule_layers
+from capsrepro.models.gpu import routing_cuda
 from capsrepro.running.assembly import build_model
 from capsrepro.schema.augmentation import Augmentation
 from capsrepro.training import graph
@@ -67,7 +68,8 @@ def batch_for(spec: RunSpec, size: int, device: torch.device = CPU) -> Batch:
 @pytest.mark.parametrize("run", RUNS)
 def test_a_step_never_waits_for_the_device(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Loops compiled for the processor run on no GPU.
-    monkeypatch.setattr(capsule_layers, "can_compile", lambda patches: False)
+    for module in (capsule_layers, routing_cuda):
+        monkeypatch.setattr(module, "can_compile", lambda _: False)
     spec = resolve_run(PARAMS, run)
     model = build_model(spec, CPU)
     # The optimiser of a GPU cannot be tried here; plain descent never waits either.

@@ -18,6 +18,12 @@ def has_compiler() -> bool:
     return find_spec("llvmlite") is not None
 
 
+def can_compile(values: Tensor) -> bool:
+    """Whether compiled loops can take such numbers: on the processor, in float32 or float64."""
+    on_processor = values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64)
+    return on_processor and has_compiler()
+
+
 PARTS = 8
 """Ranges that places are cut into, whatever the number of threads."""
 

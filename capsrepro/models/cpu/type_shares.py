@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.cpu.threads import addresses, in_parts
-from capsrepro.models.cpu.votes_cpu import can_compile
+from capsrepro.models.cpu.threads import addresses, can_compile, in_parts
 
 
 def shares_of_types(bases_TJ: Tensor, costs_TJN: Tensor) -> tuple[Tensor, Tensor]:

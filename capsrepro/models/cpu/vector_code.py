@@ -222,6 +222,22 @@ class VectorCode:
             half //= 2
         return vector
 
+    def totals(self, vectors: list[Vector]) -> Vector:
+        """In each lane the sum of all lanes of one vector; 0 in those that are left over."""
+        rows = [*vectors, *[self.constant(0)] * (self.lanes - len(vectors))]
+        half = self.lanes // 2
+        while half:
+            # Lanes without the bit of `half` go on with one row, lanes with it with the other.
+            own = [lane + self.lanes * bool(lane & half) for lane in range(self.lanes)]
+            across = [lane ^ half for lane in own]
+            rows = [
+                Vector(self.builder, self._picked(one.value, other.value, own))
+                + Vector(self.builder, self._picked(one.value, other.value, across))
+                for one, other in zip(rows[:half], rows[half:], strict=True)
+            ]
+            half //= 2
+        return rows[0]
+
     def _picked(self, one: ir.Value, other: ir.Value, lanes: list[int]) -> ir.Value:
         mask = ir.Constant(ir.VectorType(_LANE, self.lanes), lanes)
         return self.builder.shuffle_vector(one, other, mask)

@@ -18,20 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.cpu.threads import PARTS, addresses, has_compiler, in_parts
+from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
 from capsrepro.models.votes import MASS_EPSILON, Moments
-
-
-def can_compile(patches_NTRK: Tensor) -> bool:
-    """Whether `CompiledVotes` can take these: on the processor, in float32 or float64."""
-    on_processor = patches_NTRK.device.type == "cpu"
-    return on_processor and patches_NTRK.dtype in (torch.float32, torch.float64) and has_compiler()
 
 
 class CompiledVotes:
     """Votes that are never in memory.
 
-    Args: see `capsrepro.models.votes.FactoredVotes`; only where `can_compile` says so.
+    Args: see `capsrepro.models.votes.FactoredVotes`; only where `threads.can_compile` says so.
     """
 
     def __init__(

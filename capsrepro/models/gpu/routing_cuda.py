@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from capsrepro.models.cpu.routing_in_blocks import routing_in_blocks
+from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing
+from capsrepro.models.cpu.threads import can_compile
 from capsrepro.models.gpu.routing_launches import BLOCKS, Blocks, Launcher, Terms
 from capsrepro.models.routing import Gradient, factored_dynamic_routing
 
@@ -51,7 +52,7 @@ def fused_dynamic_routing(
     gradient: Gradient = "full",
     none_of_the_above: bool = False,
 ) -> Tensor:
-    """`factored_dynamic_routing` by kernels where `supported`, in blocks on the processor.
+    """`factored_dynamic_routing` by kernels where `supported`, by compiled loops on the processor.
 
     Args:
         children_BEI: Poses u_i of the layer below.
@@ -65,8 +66,8 @@ def fused_dynamic_routing(
         Parent capsules v_BJD, equal up to rounding. They have one derivative, not a second.
     """
     if not supported(children_BEI, transforms_JEID):
-        on_processor = children_BEI.device.type == "cpu" and children_BEI.numel() > 0
-        route = routing_in_blocks if on_processor else factored_dynamic_routing
+        compiled = can_compile(children_BEI) and children_BEI.numel() > 0
+        route = compiled_dynamic_routing if compiled else factored_dynamic_routing
         return route(
             children_BEI,
             transforms_JEID,
