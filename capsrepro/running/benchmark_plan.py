@@ -13,8 +13,9 @@ from capsrepro.errors import UsageError
 from capsrepro.schema.base import Precision
 from capsrepro.schema.params import Params
 
-# Model: images of a step, the protocol's where it is None. On a CPU a step of the paper's CNN, with
-# 12 GFLOP an image, takes ten seconds; the reference of EM routing has no room for more than eight.
+# Model: images of a step, the protocol's where it is None. On a CPU the paper's CNN, with 12 GFLOP
+# an image, would take many seconds a step, and the reference of EM routing has no room for more
+# than eight images.
 DEFAULT_MODELS: dict[str, dict[str, int | None]] = {
     "cuda": {
         "mnist/capsnet-r3-recon": None,
@@ -25,6 +26,8 @@ DEFAULT_MODELS: dict[str, dict[str, int | None]] = {
     },
     "cpu": {
         "mnist/capsnet-r3-recon": None,
+        "mnist/cnn-baseline": 16,
+        "multimnist/capsnet-r3-recon": None,
         "matcaps-smallnorb/matcaps-em3": 8,
         "matcaps-mnist-short/matcaps-small-em3": 8,
     },

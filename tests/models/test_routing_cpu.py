@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing
 from capsrepro.models.routing import dynamic_routing, factored_dynamic_routing
 
 pytest.importorskip("llvmlite", reason="loops are compiled by llvmlite")
+
+from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing
 
 
 def drawn(

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing
 from capsrepro.models.gpu import routing_cuda
 from capsrepro.models.gpu.routing_cuda import fused_dynamic_routing, supported
 from capsrepro.models.routing import factored_dynamic_routing
@@ -73,10 +72,10 @@ def test_on_the_processor_it_is_the_best_there_is(
 ) -> None:
     if compiler:
         pytest.importorskip("llvmlite", reason="loops are compiled by llvmlite")
-        best = compiled_dynamic_routing
+        from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing as best
     else:
         monkeypatch.setattr(routing_cuda, "can_compile", lambda _: False)
-        best = factored_dynamic_routing
+        from capsrepro.models.routing import factored_dynamic_routing as best
     inputs = inputs_of(3, 2, 4, 5, 16, "cpu")
     assert not supported(*inputs[:2])
     keys = {"gradient": "detached", "none_of_the_above": True}

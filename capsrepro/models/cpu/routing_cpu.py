@@ -12,19 +12,17 @@ Shape suffixes: as in capsrepro/models/routing.py and, of what the loops see,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
+from capsrepro.models.cpu.routing_code import Pose
+from capsrepro.models.cpu.routing_loops import Loops
+from capsrepro.models.cpu.vector_code import lanes_of
 from capsrepro.models.routing import Gradient, squash
-
-if TYPE_CHECKING:
-    from capsrepro.models.cpu.routing_code import Pose
 
 
 def compiled_dynamic_routing(
@@ -40,8 +38,6 @@ def compiled_dynamic_routing(
 
     Only where `capsrepro.models.cpu.threads.can_compile` says so. Differentiable once.
     """
-    from capsrepro.models.cpu.routing_code import Pose
-
     J, E, _, D = transforms_JEID.shape
     inputs = children_BEI, transforms_JEID, bias_JD
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
@@ -67,7 +63,7 @@ class _RoutedSums(torch.autograd.Function):
     ) -> Tensor:
         """Sums s_UJDV. Couplings are kept of all iterations or, as constants, of the last."""
         matrices_IJED = transforms_JEID.permute(2, 0, 1, 3).contiguous()
-        loops = _Loops(_in_vectors(children_BEI), matrices_IJED, pose)
+        loops = Loops(_in_vectors(children_BEI), matrices_IJED, pose)
         R = iterations - 1
         L = R if through_logits else 0
         couplings_TIUJV = loops.empty("IUJV", L or min(1, R))
@@ -92,7 +88,7 @@ class _RoutedSums(torch.autograd.Function):
         children_IUEV, matrices_IJED, couplings_TIUJV, biased_LUJDV, so_far_LUJDV = (
             ctx.saved_tensors
         )
-        loops, L = _Loops(children_IUEV, matrices_IJED, ctx.pose), len(so_far_LUJDV)
+        loops, L = Loops(children_IUEV, matrices_IJED, ctx.pose), len(so_far_LUJDV)
         d_logits_LIUJV = torch.empty_like(couplings_TIUJV[:L])
         # Of each iteration; where couplings are constants, of the last.
         d_sums_SUJDV = loops.empty("UJDV", L + 1)
@@ -121,8 +117,6 @@ class _RoutedSums(torch.autograd.Function):
 
 def _in_vectors(children_BEI: Tensor) -> Tensor:
     """Poses u_IUEV: images 16 by 16, with such at 0 in place of those that are missing."""
-    from capsrepro.models.cpu.vector_code import lanes_of
-
     V = lanes_of(children_BEI.dtype)
     missing = -len(children_BEI) % V
     if missing:
@@ -137,90 +131,3 @@ def _d_squash(sums_UJDV: Tensor, slopes_UJDV: Tensor) -> Tensor:
         sums_UJDV = sums_UJDV.detach().requires_grad_()
         (slopes,) = torch.autograd.grad(squash(sums_UJDV, dim=2), sums_UJDV, slopes_UJDV)
     return slopes
-
-
-class _Loops:
-    """The compiled loops over all children.
-
-    Attributes:
-        equal_share: Of every parent in the first iteration: 1/J, or 1/(J+1).
-    """
-
-    def __init__(self, children_IUEV: Tensor, matrices_IJED: Tensor, pose: Pose) -> None:
-        self.children_IUEV, self.matrices_IJED, self.pose = children_IUEV, matrices_IJED, pose
-        I, U, E, V = children_IUEV.shape
-        J, D = matrices_IJED.shape[1], pose.parent
-        self.sizes = {"I": I, "U": U, "E": E, "V": V, "J": J, "D": D, "P": -(-D // V) * V}
-        self.equal_share = 1 / (J + pose.none_of_the_above)
-
-    def equal_shares(self) -> Tensor:
-        """s_UJDV of the first iteration."""
-        sums_SUJDV = self.empty("UJDV", PARTS)
-        self._run("equal_shares", [sums_SUJDV], [])
-        return sums_SUJDV.sum(0) * self.equal_share
-
-    def route(self, so_far_UJDV: Tensor, couplings_IUJV: Tensor) -> Tensor:
-        """s_UJDV of a later iteration; couplings are written."""
-        sums_SUJDV = self.empty("UJDV", PARTS).zero_()
-        own = [sums_SUJDV, self.empty("JDV", PARTS)]
-        self._run("route", own, [couplings_IUJV, so_far_UJDV])
-        return sums_SUJDV.sum(0)
-
-    def through_logits(
-        self, d_sums_UJDV: Tensor, couplings_IUJV: Tensor, d_logits_IUJV: Tensor
-    ) -> Tensor:
-        """Gradient of V_UJDV of one iteration; those of logits are written."""
-        d_so_far_SUJDV = self.empty("UJDV", PARTS).zero_()
-        own = [d_so_far_SUJDV, self.empty("JDV", PARTS)]
-        self._run("through_logits", own, [d_logits_IUJV, couplings_IUJV, d_sums_UJDV])
-        return d_so_far_SUJDV.sum(0)
-
-    def to_factors(
-        self, base_UJDV: Tensor, terms: Sequence[Tensor], *, matrices: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Gradients of children and, if wanted, of matrices.
-
-        Args:
-            base_UJDV: Gradient of the votes that no coupling weighs.
-            terms: couplings_TIUJV with their d_sums_TUJDV, d_logits_LIUJV with their so_far_LUJDV.
-            matrices: Whether theirs is wanted.
-        """
-        d_children_IUEV = torch.empty_like(self.children_IUEV)
-        d_matrices_IJEP = self.empty("IJEP") if matrices else None
-        couplings_TIUJV, _, d_logits_LIUJV, _ = terms
-        numbers = {"T": len(couplings_TIUJV), "L": len(d_logits_LIUJV)}
-        numbers["M"] = self.sizes["J"] if matrices else 0
-        others = [d_children_IUEV, d_matrices_IJEP, base_UJDV, *terms]
-        self._run("to_factors", [self.empty("JUDV", PARTS)], others, **numbers)
-        if d_matrices_IJEP is None:
-            return d_children_IUEV, None
-        return d_children_IUEV, d_matrices_IJEP[..., : self.pose.parent]
-
-    def empty(self, axes: str, *more: int) -> Tensor:
-        """Memory for an array of such axes, and of one more before them."""
-        return self.children_IUEV.new_empty(*more, *(self.sizes[axis] for axis in axes))
-
-    def _run(
-        self, name: str, own: Sequence[Tensor], others: Sequence[Tensor | None], **numbers: int
-    ) -> None:
-        """Run a kernel on all children.
-
-        Args:
-            name: In `routing_code.KERNELS`, which names the arrays.
-            own: Arrays of which each part of the children has its own, shape (PARTS, …).
-            others: Those after them, but for children and matrices.
-            numbers: T, L and M where they are not 0.
-        """
-        from capsrepro.models.cpu.routing_code import KERNELS, NUMBERS, kernel
-
-        dtype, sizes = self.children_IUEV.dtype, {**self.sizes, "T": 0, "L": 0, "M": 0, **numbers}
-        arrays = [*(array[0] for array in own), *others, self.children_IUEV, self.matrices_IJED]
-        places = addresses(dict(zip(KERNELS[name][1], arrays, strict=True)), sizes, dtype)
-        counts = [sizes[axis] for axis in NUMBERS[:-2]]
-        function = kernel(name, dtype, self.pose)
-
-        def run(part: int, first: int, last: int) -> None:
-            mine = [array[part].data_ptr() for array in own]
-            function(*mine, *places[len(own) :], *counts, first, last)
-
-        in_parts(run, self.sizes["I"])

@@ -16,13 +16,13 @@ Shape suffixes: see `capsrepro.models.routing`; T iterations, C chunks of childr
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing
 from capsrepro.models.cpu.threads import can_compile
 from capsrepro.models.gpu.routing_launches import BLOCKS, Blocks, Launcher, Terms
 from capsrepro.models.routing import Gradient, factored_dynamic_routing
@@ -66,9 +66,7 @@ def fused_dynamic_routing(
         Parent capsules v_BJD, equal up to rounding. They have one derivative, not a second.
     """
     if not supported(children_BEI, transforms_JEID):
-        compiled = can_compile(children_BEI) and children_BEI.numel() > 0
-        route = compiled_dynamic_routing if compiled else factored_dynamic_routing
-        return route(
+        return _plain_or_compiled(children_BEI)(
             children_BEI,
             transforms_JEID,
             iterations,
@@ -85,6 +83,16 @@ def fused_dynamic_routing(
             *inputs, iterations, kept, full, none_of_the_above, BLOCKS
         )
     return parents
+
+
+def _plain_or_compiled(children_BEI: Tensor) -> Callable[..., Tensor]:
+    """The routing for what the kernels do not take."""
+    if can_compile(children_BEI) and children_BEI.numel() > 0:
+        # Imported where it is needed: its compiler is.
+        from capsrepro.models.cpu.routing_cpu import compiled_dynamic_routing
+
+        return compiled_dynamic_routing
+    return factored_dynamic_routing
 
 
 class FusedRouting(torch.autograd.Function):
