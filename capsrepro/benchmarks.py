@@ -55,6 +55,9 @@ class Variant(_Part):
     peak_memory_mib: float | None = Field(
         None, description="of the GPU as torch allocated it, else of the whole process"
     )
+    imports_mib: float | None = Field(
+        None, description="of the peak memory: of the process before it built anything"
+    )
     turns: tuple[Turn, ...] = ()
     failure: str | None = Field(None, description="why there are fewer turns than rounds")
 

@@ -142,13 +142,20 @@ def _speed_notes(benchmark: Benchmark) -> Iterator[str]:
         "Its share counts the products of a step with votes written out and direct convolutions: "
         "it is above 100 where fewer do."
     )
-    memory = (
-        "of the GPU, as torch allocated it"
-        if benchmark.machine.kind == "cuda"
-        else ("of the whole process, imports of about 550 MiB included")
-    )
-    yield f"Peak memory: {memory}."
+    yield f"Peak memory: {_what_memory(benchmark)}."
     yield _origin(benchmark)
+
+
+def _what_memory(benchmark: Benchmark) -> str:
+    if benchmark.machine.kind == "cuda":
+        return "of the GPU, as torch allocated it"
+    before = [x.imports_mib for x in benchmark.variants if x.imports_mib is not None]
+    if not before:
+        return "of the whole process"
+    return (
+        f"of the whole process, of which {max(before):,.0f} MiB were there before anything was "
+        "built: mostly pages of libraries, which the kernel may take back"
+    )
 
 
 def _origin(benchmark: Benchmark) -> str:

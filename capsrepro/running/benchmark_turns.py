@@ -148,6 +148,7 @@ class Lane:
             deterministic=facts.get("deterministic"),
             setup_s=facts.get("setup_s") if alone else None,
             peak_memory_mib=facts.get("peak_memory_mib") if alone else None,
+            imports_mib=facts.get("imports_mib") if alone else None,
             turns=tuple(self.turns),
             failure=self.failure,
         )

@@ -55,12 +55,14 @@ class Bench:
 
     Attributes:
         flop_per_image: Of a floor; else None.
+        imports_mib: Memory of the process, or of the GPU, before anything was built.
         setup_s: Time until all was warm.
     """
 
     def __init__(self, params: Params, job: Job, device: torch.device) -> None:
         started = time.perf_counter()
         self.device = device
+        self.imports_mib = peak_memory_mib(device)
         self.peaks: list[MatrixPeak] = []
         self.flop_per_image: float | None = None
         specs = [spec_of(params, job, point) for point in job.points()]
@@ -142,6 +144,7 @@ def _prepare(message: dict[str, Any]) -> tuple[Bench, dict[str, Any]]:
     bench = Bench(params, job, choose_device(message["device"]))
     return bench, {
         "setup_s": bench.setup_s,
+        "imports_mib": bench.imports_mib,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "flop_per_image": bench.flop_per_image,
     }

@@ -54,6 +54,20 @@ def test_cost_is_cpu_time_on_a_cpu():
         assert cost_ratio(benchmark(kind, [lazy, busy]), busy, lazy).median == ratio
 
 
+def test_memory_tells_what_was_there_before_anything_was_built():
+    step = variant("step", "float32", 1.0, peak_memory_mib=1300.0)
+    for made, told in (
+        (benchmark("cuda", [step]), "of the GPU, as torch allocated it."),
+        (benchmark("cpu", [step]), "of the whole process."),
+        (
+            benchmark("cpu", [step.model_copy(update={"imports_mib": x}) for x in (512.4, 530.6)]),
+            "of the whole process, of which 531 MiB were there",
+        ),
+    ):
+        (note,) = (x for x in benchmark_table(made).notes if x.startswith("Peak memory"))
+        assert note.startswith(f"Peak memory: {told}")
+
+
 def test_share_of_the_peak():
     made = benchmark()
     # 1,000 images/s of 10 GFLOP on 50 TFLOP/s, and twice as many on 500.

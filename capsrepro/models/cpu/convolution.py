@@ -28,6 +28,13 @@ _BFLOAT16_RATE = 2.1
 _AT_ONCE = 2**19
 
 
+Wanted = tuple[bool, bool, bool]
+"""Gradients: of the images, of the kernels and of the bias."""
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of the same; None where it is not wanted."""
+
+
 def pays(outputs: int, columns: int) -> bool:
     """Whether the kernels' gradient is faster as one matrix product than torch's own.
 
@@ -132,32 +139,53 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, result = ctx.saved_tensors
-        if ctx.rectified:
-            gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
-        of_bias = _sums(gradient, ctx.dtype) if ctx.needs_input_grad[2] else None
-        gradient = gradient.to(images.dtype, memory_format=torch.channels_last)
-        wanted = ctx.needs_input_grad[:2]
+        wanted, dtype = ctx.needs_input_grad[:3], ctx.dtype
         if ctx.cut is not None:
-            how = gradient, ctx.cut, ctx.dtype
-            others = (
+            if result is not None:
+                gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
+            how = gradient.to(images.dtype, memory_format=torch.channels_last), ctx.cut, dtype
+            found: Gradients = (
                 _fourier().images_gradient(images.shape, weight, *how) if wanted[0] else None,
                 _fourier().kernels_gradient(images, weight.shape, *how) if wanted[1] else None,
+                _sums(gradient) if wanted[2] else None,
             )
+        elif result is not None:
+            found = _gradients_behind_relu(images, weight, result, gradient, ctx.stride, wanted)
         else:
-            others = _direct_gradients(images, weight, gradient, ctx.stride, wanted)
-        types = ctx.images_dtype, ctx.dtype
-        of_images, of_weight = (
-            None if found is None else found.to(dtype)
-            for found, dtype in zip(others, types, strict=True)
-        )
-        return of_images, of_weight, of_bias, None, None, None
+            found = _direct_gradients(images, weight, gradient, ctx.stride, wanted)
+        of_images, *others = (None if x is None else x.to(dtype) for x in found)
+        if of_images is not None:
+            of_images = of_images.to(ctx.images_dtype)
+        return of_images, *others, None, None, None
+
+
+def _gradients_behind_relu(
+    images: Tensor, weight: Tensor, result: Tensor, gradient: Tensor, stride: int, wanted: Wanted
+) -> Gradients:
+    """`_direct_gradients` of a few images at a time.
+
+    What the ReLU leaves of the gradient is used while it is in the cache, and never all in memory.
+    """
+    rows = len(_few_images(gradient)[0])
+    of_images: list[Tensor] = []
+    sums: list[Tensor | None] = []
+    parts = (torch.split(x, rows) for x in (images, result, gradient))
+    for seen, left, slopes in zip(*parts, strict=True):
+        kept = torch.ops.aten.threshold_backward(slopes, left, 0)
+        of_seen, *others = _direct_gradients(seen, weight, kept, stride, wanted)
+        if of_seen is not None:
+            of_images.append(of_seen)
+        sums = [_plus(*pair) for pair in zip(sums or [None, None], others, strict=True)]
+    return torch.cat(of_images) if of_images else None, sums[0], sums[1]
 
 
 def _direct_gradients(
-    images: Tensor, weight: Tensor, gradient: Tensor, stride: int, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Of the images and of the kernels, where wanted."""
-    mask = [*wanted, False]
+    images: Tensor, weight: Tensor, gradient: Tensor, stride: int, wanted: Wanted
+) -> Gradients:
+    """Of the images, of the kernels and of the bias, where wanted, without Fourier amplitudes."""
+    of_bias = _sums(gradient) if wanted[2] else None
+    gradient = gradient.to(images.dtype, memory_format=torch.channels_last)
+    mask = [*wanted[:2], False]
     of_images = of_weight = None
     if mask[1] and pays(*gradient.shape[1:4:2]):
         of_weight = weight_gradient(images, gradient, weight.shape[2], stride)
@@ -168,7 +196,7 @@ def _direct_gradients(
             gradient, images, weight, None, strides, nothing, one, False, nothing, 1, mask
         )
         of_images, of_weight = others[0], of_weight if others[1] is None else others[1]
-    return of_images, of_weight
+    return of_images, of_weight, of_bias
 
 
 def _cut(images: Tensor, weight: Tensor, stride: int, reduced: bool) -> Cut | None:
@@ -197,9 +225,15 @@ def _rectify_(sums_BOYX: Tensor, bias_O: Tensor | None) -> None:
         part.copy_(part.to(bias_O.dtype).add_(bias_O.view(-1, 1, 1)).relu_())
 
 
-def _sums(gradient_BOYX: Tensor, dtype: torch.dtype) -> Tensor:
-    """Over images and places, in a type that may be wider; shape (O,)."""
-    if gradient_BOYX.dtype == dtype:
+def _sums(gradient_BOYX: Tensor) -> Tensor:
+    """Over images and places, in float32 or wider; shape (O,)."""
+    if gradient_BOYX.dtype != torch.bfloat16:
         return gradient_BOYX.sum((0, 2, 3))
-    parts = [part.to(dtype).sum((0, 2, 3)) for part in _few_images(gradient_BOYX)]
-    return torch.stack(parts).sum(0)
+    return torch.stack([part.float().sum((0, 2, 3)) for part in _few_images(gradient_BOYX)]).sum(0)
+
+
+def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    """Sum in float32 or wider; None where nothing is wanted."""
+    if more is None or total is None:
+        return more if more is None or more.dtype != torch.bfloat16 else more.float()
+    return total.add_(more)
