@@ -21,7 +21,8 @@ from capsrepro.models.convolution import Conv2d
 from capsrepro.project import Project
 from capsrepro.training import loop, state
 
-_EVALUATION_BATCH = 250
+# Whole vectors of 16 images, and whole tiles of 128.
+_EVALUATION_BATCH = 256
 
 
 def build_model(spec: RunSpec, device: torch.device) -> nn.Module:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from capsrepro.models.convolution import Conv2d, has_bfloat16
+from capsrepro.models.cpu import convolution as module
 from capsrepro.models.cpu.convolution import convolve, pays, weight_gradient
 
 BFLOAT16 = pytest.mark.skipif(not has_bfloat16("cpu"), reason="no bfloat16 instructions here")
@@ -26,6 +27,9 @@ SHAPES = pytest.mark.parametrize(
     ],
     ids=str,
 )
+
+
+AT_ONCE = pytest.mark.parametrize("at_once", [1, 2**19], ids=["one by one", "all at once"])
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
@@ -52,9 +56,15 @@ def test_the_product_pays_for_the_paper_s_primary_capsules_and_not_for_its_first
 @SHAPES
 @pytest.mark.parametrize("rectified", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
+@AT_ONCE
 def test_it_is_torch_s_convolution_with_its_gradients(
-    shape: tuple[int, ...], rectified: bool, with_bias: bool
+    shape: tuple[int, ...],
+    rectified: bool,
+    with_bias: bool,
+    at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
     images, kernels, bias = inputs = drawn(shape, torch.float64)
     inputs = inputs[: 3 if with_bias else 2]
     arguments = images, kernels, bias if with_bias else None, shape[-1]
@@ -88,9 +98,11 @@ def test_kernels_gradient_is_exact_in_float64(shape: tuple[int, ...]) -> None:
 @BFLOAT16
 @SHAPES
 @pytest.mark.parametrize("rectified", [False, True])
+@AT_ONCE
 def test_reduced_is_the_product_of_the_rounded_factors(
-    shape: tuple[int, ...], rectified: bool
+    shape: tuple[int, ...], rectified: bool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
     images, kernels, bias = inputs = drawn(shape, torch.float32)
     fast = convolve(images, kernels, bias, shape[-1], reduced=True, rectified=rectified)
     assert fast.dtype == (torch.bfloat16 if rectified else torch.float32)
@@ -119,15 +131,20 @@ def test_rounding_commutes_with_relu() -> None:
 
 
 @pytest.mark.parametrize("reduced", [False, pytest.param(True, marks=BFLOAT16)])
-def test_only_what_is_wanted_has_a_gradient(reduced: bool) -> None:
+@pytest.mark.parametrize("rectified", [False, True])
+def test_only_what_is_wanted_has_a_gradient(
+    reduced: bool, rectified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", 1)
+    keys = {"reduced": reduced, "rectified": rectified}
     images, kernels, bias = drawn((2, 16, 8, 128, 3, 1), torch.float32)
     both = torch.autograd.grad(
-        convolve(images, kernels, bias, 1, reduced=reduced).square().sum(), [images, kernels]
+        convolve(images, kernels, bias, 1, **keys).square().sum(), [images, kernels]
     )
-    convolve(images.detach(), kernels, bias, 1, reduced=reduced).square().sum().backward()
+    convolve(images.detach(), kernels, bias, 1, **keys).square().sum().backward()
     assert kernels.grad is not None
     assert torch.equal(kernels.grad, both[1])
-    attacked = convolve(images, kernels.detach(), bias.detach(), 1, reduced=reduced)
+    attacked = convolve(images, kernels.detach(), bias.detach(), 1, **keys)
     attacked.square().sum().backward()
     assert images.grad is not None
     assert torch.equal(images.grad, both[0])

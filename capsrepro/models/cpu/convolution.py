@@ -24,15 +24,15 @@ from capsrepro.models.cpu.threads import has_compiler
 
 # Operations of torch's convolutions in bfloat16 in the time of one in float32.
 _BFLOAT16_RATE = 2.1
-# Numbers of a result that are turned into float32 at once, so that they stay in the cache.
+# Numbers of a result that are worked on at once, so that they stay in the cache.
 _AT_ONCE = 2**19
 
 
 Wanted = tuple[bool, bool, bool]
-"""Gradients: of the images, of the kernels and of the bias."""
+"""Which gradients are: of the images, of the kernels, of the bias."""
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Of the same; None where it is not wanted."""
+"""Those three; None where one is not wanted."""
 
 
 def pays(outputs: int, columns: int) -> bool:

@@ -3,10 +3,11 @@
 Shape suffixes: I children, J parents, E and D dimensions of their poses; U vectors of V images, the
 last one filled up with images at 0; P is D filled up to whole vectors; T iterations.
 
-As a vector holds one number of 16 images (8 in float64), a number of a matrix serves them all, and
-sums over children or dimensions are sums of vectors; only gradients of matrices add up lanes. What
-a loop walks through lies in memory in the order of the walk. Stores stand behind all loads of their
-loop: a load is held up by a store before it whose address ends in the same twelve bits.
+As a vector holds one number of 16 images (of fewer in float64, or without AVX-512), a number of a
+matrix serves them all, and sums over children or dimensions are sums of vectors; only gradients of
+matrices add up lanes. What a loop walks through lies in memory in the order of the walk. Stores
+stand behind the loads of their loop: a load waits for a store before it whose address ends in the
+same twelve bits.
 """
 
 from __future__ import annotations
