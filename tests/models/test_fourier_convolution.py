@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("llvmlite", reason="there is no compiler: torch's convolutions are used")
 
-from capsrepro.models.cpu import convolution, fourier_convolution
+from capsrepro.models.cpu import convolution, fourier_convolution, fourier_tiles
 from capsrepro.models.cpu.convolution import convolve
 from capsrepro.models.cpu.fourier_amplitudes import kept
 from capsrepro.models.cpu.fourier_convolution import (
@@ -109,13 +109,14 @@ def test_float32_is_no_less_exact_than_direct_sums(side: int) -> None:
 
 @pytest.mark.parametrize("images_at_once", [1, 3, 256])
 @pytest.mark.parametrize("kernels_at_once", [16, 128])
+@pytest.mark.parametrize("cut", [Cut(9, 6, (1, 1), 4, 1), Cut(6, 3, (2, 2), 4, 1)])
 def test_parts_of_images_and_of_kernels_are_put_together(
-    images_at_once: int, kernels_at_once: int, monkeypatch: pytest.MonkeyPatch
+    images_at_once: int, kernels_at_once: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fourier_convolution, "_TILES", images_at_once)
     monkeypatch.setattr(fourier_convolution, "_KERNELS", kernels_at_once)
+    monkeypatch.setattr(fourier_tiles, "_FITTED", 2)
     images, kernels, gradient, stride = drawn((7, 16, 9, 9, 48, 4, 1), torch.float64)
-    cut = Cut(9, 6, (1, 1), 4, 1)
     for want, got in zip(
         exact(images, kernels, gradient, stride),
         fast(images, kernels, gradient, cut, torch.float64),

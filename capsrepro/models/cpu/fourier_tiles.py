@@ -18,6 +18,10 @@ from capsrepro.models.cpu.fourier_code import kernel, scratch
 from capsrepro.models.cpu.fourier_cuts import Cut
 from capsrepro.models.cpu.threads import addresses, in_parts
 
+# Images that are copied into the form of the loops at once: each copy takes memory, and each start
+# of the loops time.
+_FITTED = 64
+
 
 class _Rooms(threading.local):
     def __init__(self) -> None:
@@ -47,11 +51,14 @@ def to_numbers(images_NCHW: Tensor, role: Role, cut: Cut, dtype: torch.dtype) ->
     Returns:
         Shape (F, M, Z), in the `room` of that side.
     """
-    pixels_NHWC = _fitted(images_NCHW.permute(0, 2, 3, 1), cut.sides(role), dtype)
-    phases = cut.transform(role).stride ** 2
-    M = len(images_NCHW) * math.prod(cut.tiles_of(role))
-    numbers_FMZ = room(role, (kept(cut.period), M, phases * images_NCHW.shape[1]), dtype)
-    _run(pixels_NHWC, numbers_FMZ, role, cut, transposed=False)
+    phases, tiles = cut.transform(role).stride ** 2, math.prod(cut.tiles_of(role))
+    shape = kept(cut.period), len(images_NCHW) * tiles, phases * images_NCHW.shape[1]
+    numbers_FMZ = room(role, shape, dtype)
+    first = 0
+    for some_NCHW in torch.split(images_NCHW, _FITTED):
+        pixels_NHWC = _fitted(some_NCHW.permute(0, 2, 3, 1), cut.sides(role), dtype)
+        _run(pixels_NHWC, numbers_FMZ, role, cut, first=first)
+        first += len(some_NCHW)
     return numbers_FMZ
 
 
@@ -79,23 +86,34 @@ def to_pixels(numbers_FMZ: Tensor, role: Role, cut: Cut, result_NCHW: Tensor) ->
 
 
 def _run(
-    pixels_NHWC: Tensor, numbers_FMZ: Tensor, role: Role, cut: Cut, *, transposed: bool
+    pixels_NHWC: Tensor,
+    numbers_FMZ: Tensor,
+    role: Role,
+    cut: Cut,
+    *,
+    first: int = 0,
+    transposed: bool = False,
 ) -> None:
+    """The loops over these images, whose numbers begin with those of image `first`."""
     dtype, transform = pixels_NHWC.dtype, cut.transform(role)
     loops = kernel(dtype, transform, transposed, transposed and cut.overlaps(role))
     N, _, _, C = pixels_NHWC.shape
     H, W = cut.sides(role)
     tiles, Z = cut.tiles_of(role), transform.stride**2 * C
-    sizes = {"N": N, "H": H, "W": W, "C": C, "Z": Z}
-    sizes |= {"F": kept(cut.period), "M": N * math.prod(tiles)}
+    M = numbers_FMZ.shape[1]
+    images = M // math.prod(tiles)
+    sizes = {"N": N, "H": H, "W": W, "C": C, "F": kept(cut.period), "M": M, "Z": Z}
     arrays = {"pixels_NHWC": pixels_NHWC, "numbers_FMZ": numbers_FMZ}
-    places = addresses(arrays, sizes, dtype)
+    assert first + N <= images, "there is no room for the numbers of so many images"
+    addresses(arrays, sizes, dtype)
+    numbers_MZ = numbers_FMZ[0, first * math.prod(tiles) :]
+    places = pixels_NHWC.data_ptr(), numbers_MZ.data_ptr()
     near, sums = scratch(dtype, transform, C)
 
-    def run(_: int, first: int, last: int) -> None:
+    def run(_: int, start: int, stop: int) -> None:
         own = [torch.empty(size, dtype=dtype) for size in (near, sums)]
         own_places = [array.data_ptr() for array in own]
-        loops(*places, *own_places, first, last, N, H, W, C, *tiles, cut.tile)
+        loops(*places, *own_places, start, stop, images, H, W, C, *tiles, cut.tile)
 
     in_parts(run, N)
 
