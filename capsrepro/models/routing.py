@@ -154,6 +154,11 @@ def factored_dynamic_routing(
     return squash_sums(sums_JBD, bias_JD).transpose(0, 1)
 
 
+def will_be_differentiated(*inputs: Tensor | None) -> bool:
+    """Whether autograd may ask what is made of these for its gradient."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
 def squash_sums(sums_JBD: Tensor, bias_JD: Tensor | None) -> Tensor:
     """Eq. 1 with the bias of the authors' code, parents first; same shape."""
     return squash(sums_JBD if bias_JD is None else sums_JBD + bias_JD.unsqueeze(1))

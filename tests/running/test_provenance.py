@@ -18,6 +18,7 @@ print(before, peak_memory_mib(torch.device("cpu")))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a child's own peak")
 def test_peak_memory_is_of_this_process_alone_and_lasts() -> None:
     # A parent that holds more than the child ever will, pages and all.

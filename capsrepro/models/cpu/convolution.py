@@ -150,7 +150,8 @@ class _Convolution(torch.autograd.Function):
                 _sums(gradient) if wanted[2] else None,
             )
         elif result is not None:
-            found = _gradients_behind_relu(images, weight, result, gradient, ctx.stride, wanted)
+            rest = gradient, ctx.stride, wanted, dtype
+            found = _gradients_behind_relu(images, weight, result, *rest)
         else:
             found = _direct_gradients(images, weight, gradient, ctx.stride, wanted)
         of_images, *others = (None if x is None else x.to(dtype) for x in found)
@@ -160,23 +161,32 @@ class _Convolution(torch.autograd.Function):
 
 
 def _gradients_behind_relu(
-    images: Tensor, weight: Tensor, result: Tensor, gradient: Tensor, stride: int, wanted: Wanted
+    images: Tensor,
+    weight: Tensor,
+    result: Tensor,
+    gradient: Tensor,
+    stride: int,
+    wanted: Wanted,
+    dtype: torch.dtype,
 ) -> Gradients:
-    """`_direct_gradients` of a few images at a time.
+    """`_direct_gradients` of a few images at a time, summed up in this type.
 
     What the ReLU leaves of the gradient is used while it is in the cache, and never all in memory.
     """
     rows = len(_few_images(gradient)[0])
     of_images: list[Tensor] = []
-    sums: list[Tensor | None] = []
+    sums = [torch.zeros(shape, dtype=dtype) for shape in (weight.shape, weight.shape[:1])]
     parts = (torch.split(x, rows) for x in (images, result, gradient))
     for seen, left, slopes in zip(*parts, strict=True):
         kept = torch.ops.aten.threshold_backward(slopes, left, 0)
         of_seen, *others = _direct_gradients(seen, weight, kept, stride, wanted)
         if of_seen is not None:
             of_images.append(of_seen)
-        sums = [_plus(*pair) for pair in zip(sums or [None, None], others, strict=True)]
-    return torch.cat(of_images) if of_images else None, sums[0], sums[1]
+        for total, more in zip(sums, others, strict=True):
+            if more is not None:
+                total += more
+    of_weight, of_bias = (x if asked else None for x, asked in zip(sums, wanted[1:], strict=True))
+    return torch.cat(of_images) if of_images else None, of_weight, of_bias
 
 
 def _direct_gradients(
@@ -230,10 +240,3 @@ def _sums(gradient_BOYX: Tensor) -> Tensor:
     if gradient_BOYX.dtype != torch.bfloat16:
         return gradient_BOYX.sum((0, 2, 3))
     return torch.stack([part.float().sum((0, 2, 3)) for part in _few_images(gradient_BOYX)]).sum(0)
-
-
-def _plus(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    """Sum in float32 or wider; None where nothing is wanted."""
-    if more is None or total is None:
-        return more if more is None or more.dtype != torch.bfloat16 else more.float()
-    return total.add_(more)

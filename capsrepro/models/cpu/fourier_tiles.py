@@ -54,11 +54,10 @@ def to_numbers(images_NCHW: Tensor, role: Role, cut: Cut, dtype: torch.dtype) ->
     phases, tiles = cut.transform(role).stride ** 2, math.prod(cut.tiles_of(role))
     shape = kept(cut.period), len(images_NCHW) * tiles, phases * images_NCHW.shape[1]
     numbers_FMZ = room(role, shape, dtype)
-    first = 0
-    for some_NCHW in torch.split(images_NCHW, _FITTED):
-        pixels_NHWC = _fitted(some_NCHW.permute(0, 2, 3, 1), cut.sides(role), dtype)
+    images_NHWC = images_NCHW.permute(0, 2, 3, 1)
+    for first in range(0, len(images_NHWC), _FITTED):
+        pixels_NHWC = _fitted(images_NHWC[first : first + _FITTED], cut.sides(role), dtype)
         _run(pixels_NHWC, numbers_FMZ, role, cut, first=first)
-        first += len(some_NCHW)
     return numbers_FMZ
 
 
@@ -105,7 +104,7 @@ def _run(
     sizes = {"N": N, "H": H, "W": W, "C": C, "F": kept(cut.period), "M": M, "Z": Z}
     arrays = {"pixels_NHWC": pixels_NHWC, "numbers_FMZ": numbers_FMZ}
     assert first + N <= images, "there is no room for the numbers of so many images"
-    addresses(arrays, sizes, dtype)
+    addresses(arrays, sizes, dtype)  # Checks them; the loops begin within the numbers.
     numbers_MZ = numbers_FMZ[0, first * math.prod(tiles) :]
     places = pixels_NHWC.data_ptr(), numbers_MZ.data_ptr()
     near, sums = scratch(dtype, transform, C)

@@ -35,6 +35,10 @@ class Pose(NamedTuple):
     parent: int
     none_of_the_above: bool
 
+    def filled(self, lanes: int) -> int:
+        """P, where a vector has so many numbers."""
+        return -(-self.parent // lanes) * lanes
+
 
 @cache
 def kernel(name: str, dtype: torch.dtype, pose: Pose) -> Callable[..., None]:
@@ -55,11 +59,8 @@ class _Loops:
         self.code = code = VectorCode(dtype, [*names], [*NUMBERS])
         self.pose, D = pose, pose.parent
         sizes = {**code.arguments, "E": pose.child, "D": D, "V": code.lanes}
-        sizes["P"] = -(-D // code.lanes) * code.lanes
-        self.arrays = {
-            name: code.array(name, *(sizes[letter] for letter in name.rpartition("_")[2]))
-            for name in names
-        }
+        sizes["P"] = pose.filled(code.lanes)
+        self.arrays = code.arrays(names, sizes)
         self.zero = code.constant(0)
         # Dimensions of a parent that are made at once: there are registers for no more.
         self.parts = [range(d, min(d + code.lanes, D)) for d in range(0, D, code.lanes)]

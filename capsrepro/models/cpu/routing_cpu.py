@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from capsrepro.models.cpu.routing_code import Pose
 from capsrepro.models.cpu.routing_loops import Loops
 from capsrepro.models.cpu.vector_code import lanes_of
-from capsrepro.models.routing import Gradient, squash
+from capsrepro.models.routing import Gradient, squash, will_be_differentiated
 
 
 def compiled_dynamic_routing(
@@ -40,7 +40,7 @@ def compiled_dynamic_routing(
     """
     J, E, _, D = transforms_JEID.shape
     inputs = children_BEI, transforms_JEID, bias_JD
-    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    trains = will_be_differentiated(*inputs)
     through_logits = trains and gradient == "full" and iterations > 1
     pose = Pose(E, D, none_of_the_above)
     sums_UJDV: Tensor = _RoutedSums.apply(*inputs, iterations, through_logits, pose)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from capsrepro.models.cpu.routing_code import KERNELS, NUMBERS, Pose, kernel
-from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
+from capsrepro.models.cpu.threads import PARTS, call_in_parts
 
 
 class Loops:
@@ -25,7 +25,7 @@ class Loops:
         self.children_IUEV, self.matrices_IJED, self.pose = children_IUEV, matrices_IJED, pose
         I, U, E, V = children_IUEV.shape
         J, D = matrices_IJED.shape[1], pose.parent
-        self.sizes = {"I": I, "U": U, "E": E, "V": V, "J": J, "D": D, "P": -(-D // V) * V}
+        self.sizes = {"I": I, "U": U, "E": E, "V": V, "J": J, "D": D, "P": pose.filled(V)}
         self.equal_share = 1 / (J + pose.none_of_the_above)
 
     def equal_shares(self) -> Tensor:
@@ -87,13 +87,8 @@ class Loops:
             numbers: T, L and M where they are not 0.
         """
         dtype, sizes = self.children_IUEV.dtype, {**self.sizes, "T": 0, "L": 0, "M": 0, **numbers}
-        arrays = [*(array[0] for array in own), *others, self.children_IUEV, self.matrices_IJED]
-        places = addresses(dict(zip(KERNELS[name][1], arrays, strict=True)), sizes, dtype)
+        arrays = [*own, *others, self.children_IUEV, self.matrices_IJED]
+        given = dict(zip(KERNELS[name][1], arrays, strict=True))
         counts = [sizes[axis] for axis in NUMBERS[:-2]]
         function = kernel(name, dtype, self.pose)
-
-        def run(part: int, first: int, last: int) -> None:
-            mine = [array[part].data_ptr() for array in own]
-            function(*mine, *places[len(own) :], *counts, first, last)
-
-        in_parts(run, self.sizes["I"])
+        call_in_parts(function, given, sizes, dtype, counts, sizes["I"], own=len(own))

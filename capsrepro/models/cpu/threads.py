@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -72,6 +72,41 @@ def addresses(
                 f"{array.device}: a compiled loop needs contiguous {dtype} {shape} on the cpu"
             )
     return [None if array is None else array.data_ptr() for array in arrays.values()]
+
+
+def call_in_parts(
+    function: Callable[..., None],
+    arrays: Mapping[str, Tensor | None],
+    sizes: Mapping[str, int],
+    dtype: torch.dtype,
+    numbers: Sequence[int],
+    places: int,
+    *,
+    own: int = 0,
+) -> None:
+    """Call a compiled loop for each range of `in_parts`.
+
+    Args:
+        function: It takes addresses, whole numbers, and the first and the end of a range.
+        arrays: In its order, by names as in `addresses`.
+        sizes: Of each axis.
+        dtype: Of all arrays.
+        numbers: Those before the range.
+        places: How many there are.
+        own: So many of the first arrays are stacks of `PARTS`, one for each range.
+
+    Raises:
+        ValueError: See `addresses`.
+    """
+    stacks = [array for array in list(arrays.values())[:own] if array is not None]
+    tops = {name: stack[0] for name, stack in zip(arrays, stacks, strict=False)}
+    shared = addresses({**arrays, **tops}, sizes, dtype)[own:]
+
+    def run(part: int, first: int, last: int) -> None:
+        mine = [stack[part].data_ptr() for stack in stacks]
+        function(*mine, *shared, *numbers, first, last)
+
+    in_parts(run, places)
 
 
 @lru_cache(maxsize=1)

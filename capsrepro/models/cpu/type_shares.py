@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.cpu.threads import addresses, can_compile, in_parts
+from capsrepro.models.cpu.threads import call_in_parts, can_compile
 
 
 def shares_of_types(bases_TJ: Tensor, costs_TJN: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +66,8 @@ def _run(name: str, arrays: list[Tensor]) -> None:
     T, J, S = arrays[0].shape
     dtype, names = arrays[0].dtype, _KERNELS[name][1]
     sizes = {"T": T, "J": J, "S": S}
-    places = addresses(dict(zip(names, arrays, strict=True)), sizes, dtype)
-    function = _kernel(name, dtype)
-    in_parts(lambda _, first, last: function(*places, J, S, first, last), T)
+    given = dict(zip(names, arrays, strict=True))
+    call_in_parts(_kernel(name, dtype), given, sizes, dtype, (J, S), T)
 
 
 @cache
@@ -78,7 +77,7 @@ def _kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     emit, names = _KERNELS[name]
     code = VectorCode(dtype, [*names], ["J", "S", "first", "last"])
     sizes = {"T": 0, "J": code.arguments["J"], "S": code.arguments["S"]}
-    emit(code, *(code.array(x, *(sizes[axis] for axis in x.rpartition("_")[2])) for x in names))
+    emit(code, *code.arrays(names, sizes).values())
     return code.compiled()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -129,6 +129,11 @@ class VectorCode:
     def array(self, name: str, *sizes: Index) -> Array:
         """An array among the arguments."""
         return Array(self, self.arguments[name], sizes)
+
+    def arrays(self, names: Iterable[str], sizes: Mapping[str, Index]) -> dict[str, Array]:
+        """Those among the arguments whose axes stand after the last underscore of their names."""
+        axes = {name: name.rpartition("_")[2] for name in names}
+        return {name: self.array(name, *(sizes[axis] for axis in axes[name])) for name in axes}
 
     def plus(self, one: Index, other: Index) -> Index:
         """Sum of whole numbers."""

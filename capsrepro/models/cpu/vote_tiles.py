@@ -75,10 +75,7 @@ class Tiles:
         # How long the first axis is, no place in memory depends on.
         sizes = {"T": 0, "R": pose.rows, "K": pose.inner, "C": pose.columns}
         sizes |= {"X": 0, "J": self.code.arguments["J"], "S": self.code.arguments["S"]}
-        self.arrays = {
-            name: self.code.array(name, *(sizes[letter] for letter in name.rpartition("_")[2]))
-            for name in names
-        }
+        self.arrays = self.code.arrays(names, sizes)
         self.zero = self.code.constant(0)
 
     def __getitem__(self, name: str) -> Array:

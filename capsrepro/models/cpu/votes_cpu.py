@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
+from capsrepro.models.cpu.threads import PARTS, call_in_parts
 from capsrepro.models.votes import MASS_EPSILON, Moments
 
 
@@ -155,13 +155,11 @@ def _run(name: str, own: Tensor | None, arrays: list[Tensor], factors: Factors) 
     J, _, C, _ = transforms_JKCS.shape
     pose, dtype = Pose(R, K, C, offsets_RCS is not None), patches_TRKS.dtype
     sizes = {"T": T, "R": R, "K": K, "S": S, "J": J, "C": C, "X": S * R * pose.width}
-    first_own = [] if own is None else [own[0]]
+    all_own = [] if own is None else [own]
     names = *KERNELS[name][1], *FACTORS
-    given = dict(zip(names, (*first_own, *arrays, *factors), strict=True))
-    shared = addresses(given, sizes, dtype)[len(first_own) :]
-    mine = [[]] * PARTS if own is None else [[part.data_ptr()] for part in own]
+    given = dict(zip(names, (*all_own, *arrays, *factors), strict=True))
     function = kernel(name, dtype, pose)
-    in_parts(lambda part, first, last: function(*mine[part], *shared, J, S, first, last), T)
+    call_in_parts(function, given, sizes, dtype, (J, S), T, own=len(all_own))
 
 
 def _parents_shape(patches_TRKS: Tensor, transforms_JKCS: Tensor) -> tuple[int, ...]:

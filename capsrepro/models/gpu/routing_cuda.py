@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from capsrepro.models.cpu.threads import can_compile
 from capsrepro.models.gpu.routing_launches import BLOCKS, Blocks, Launcher, Terms
-from capsrepro.models.routing import Gradient, factored_dynamic_routing
+from capsrepro.models.routing import Gradient, factored_dynamic_routing, will_be_differentiated
 
 
 def supported(children_BEI: Tensor, transforms_JEID: Tensor) -> bool:
@@ -75,7 +75,7 @@ def fused_dynamic_routing(
             none_of_the_above=none_of_the_above,
         )
     inputs = (children_BEI, transforms_JEID, bias_JD)
-    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    trains = will_be_differentiated(*inputs)
     full = gradient == "full"
     kept = 0 if not trains else iterations - 1 if full else min(1, iterations - 1)
     with torch.cuda.device(children_BEI.device):
