@@ -75,15 +75,15 @@ def dynamic_routing(
     routed_BIJD = votes_BIJD if gradient == "full" else votes_BIJD.detach()
     logits_BIJ = votes_BIJD.new_zeros(votes_BIJD.shape[:3])
     for _ in range(iterations - 1):
-        coupling_BIJ = shares(logits_BIJ, 2, none_of_the_above)
+        coupling_BIJ = _shares(logits_BIJ, 2, none_of_the_above)
         parents_BJD = _parents(coupling_BIJ, routed_BIJD, bias_JD)
         logits_BIJ = logits_BIJ + torch.einsum("bijd,bjd->bij", routed_BIJD, parents_BJD)
     if gradient == "detached":
         logits_BIJ = logits_BIJ.detach()
-    return _parents(shares(logits_BIJ, 2, none_of_the_above), votes_BIJD, bias_JD)
+    return _parents(_shares(logits_BIJ, 2, none_of_the_above), votes_BIJD, bias_JD)
 
 
-def shares(logits: Tensor, dim: int, none_of_the_above: bool) -> Tensor:
+def _shares(logits: Tensor, dim: int, none_of_the_above: bool) -> Tensor:
     """Eq. 3: the softmax over the parents, which lie along `dim`; same shape as the logits."""
     if not none_of_the_above:
         return logits.softmax(dim)
@@ -141,17 +141,17 @@ def factored_dynamic_routing(
     for iteration in range(1, iterations):
         if gradient == "detached":
             sums_JBD = sums_JBD.detach()
-        parents_JBD = squash_sums(sums_JBD, bias_JD)
+        parents_JBD = _squash_sums(sums_JBD, bias_JD)
         pulled_JBEI = torch.bmm(parents_JBD, routed_JXD.transpose(1, 2)).view(J, B, E, I)
         agreement_JBI = (pulled_JBEI * routed_BEI).sum(2)
         logits_JBI = agreement_JBI if logits_JBI is None else logits_JBI + agreement_JBI
-        coupling_JBI = shares(logits_JBI, 0, none_of_the_above)
+        coupling_JBI = _shares(logits_JBI, 0, none_of_the_above)
         if gradient == "detached":
             coupling_JBI = coupling_JBI.detach()
         last = iteration == iterations - 1
         shares_JBEI = coupling_JBI.unsqueeze(2) * (children_BEI if last else routed_BEI)
         sums_JBD = torch.bmm(shares_JBEI.reshape(J, B, E * I), matrices_JXD if last else routed_JXD)
-    return squash_sums(sums_JBD, bias_JD).transpose(0, 1)
+    return _squash_sums(sums_JBD, bias_JD).transpose(0, 1)
 
 
 def will_be_differentiated(*inputs: Tensor | None) -> bool:
@@ -159,6 +159,6 @@ def will_be_differentiated(*inputs: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
-def squash_sums(sums_JBD: Tensor, bias_JD: Tensor | None) -> Tensor:
+def _squash_sums(sums_JBD: Tensor, bias_JD: Tensor | None) -> Tensor:
     """Eq. 1 with the bias of the authors' code, parents first; same shape."""
     return squash(sums_JBD if bias_JD is None else sums_JBD + bias_JD.unsqueeze(1))
