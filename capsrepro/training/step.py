@@ -25,8 +25,9 @@ def train_step(state: TrainingState, batch: Batch) -> Tensor:
     Returns:
         The loss before the update, a scalar on the device.
     """
-    loss, terms, scores_BK = state.model.objective(*batch)  # type: ignore[operator]
+    # First, so that the last step's gradients do not stand where this step's activations could.
     state.optimizer.zero_grad(set_to_none=True)
+    loss, terms, scores_BK = state.model.objective(*batch)  # type: ignore[operator]
     loss.backward()
     state.optimizer.step()
     with torch.no_grad():

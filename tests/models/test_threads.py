@@ -5,11 +5,21 @@ import threading
 import pytest
 import torch
 
+from capsrepro.models.cpu import threads as own_threads
 from capsrepro.models.cpu.threads import PARTS, addresses, in_parts
 
 
+@pytest.fixture(params=["torch's", "Python's"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which threads are used."""
+    if request.param == "Python's":
+        monkeypatch.setattr(own_threads, "_team", lambda: None)
+    elif own_threads._team() is None:
+        pytest.skip("this torch does not run on GNU's OpenMP")
+
+
 @pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest):
+def threads(request: pytest.FixtureRequest, kind: None):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param

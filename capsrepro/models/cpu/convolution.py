@@ -144,9 +144,10 @@ class _Convolution(torch.autograd.Function):
             if result is not None:
                 gradient = torch.ops.aten.threshold_backward(gradient, result, 0)
             how = gradient.to(images.dtype, memory_format=torch.channels_last), ctx.cut, dtype
+            of, fourier = ctx.images_dtype, _fourier()
             found: Gradients = (
-                _fourier().images_gradient(images.shape, weight, *how) if wanted[0] else None,
-                _fourier().kernels_gradient(images, weight.shape, *how) if wanted[1] else None,
+                fourier.images_gradient(images.shape, weight, *how, of=of) if wanted[0] else None,
+                fourier.kernels_gradient(images, weight.shape, *how) if wanted[1] else None,
                 _sums(gradient) if wanted[2] else None,
             )
         elif result is not None:
@@ -154,10 +155,9 @@ class _Convolution(torch.autograd.Function):
             found = _gradients_behind_relu(images, weight, result, *rest)
         else:
             found = _direct_gradients(images, weight, gradient, ctx.stride, wanted)
-        of_images, *others = (None if x is None else x.to(dtype) for x in found)
-        if of_images is not None:
-            of_images = of_images.to(ctx.images_dtype)
-        return of_images, *others, None, None, None
+        dtypes = ctx.images_dtype, dtype, dtype
+        given = (None if x is None else x.to(its) for x, its in zip(found, dtypes, strict=True))
+        return *given, None, None, None
 
 
 def _gradients_behind_relu(

@@ -31,7 +31,8 @@ def kernel(
     """Loops over the images from `first` to below `last`.
 
     They take the addresses of pixels_NHWC, of numbers_FNVUZ and of what `scratch` asks for; then
-    first, last, N, H, W, C, V, U, and how many pixels of a phase a tile is from the next.
+    first, last, N, H, W, C, how many numbers a pixel is from the next, V, U, and how many pixels of
+    a phase a tile is from the next.
 
     Args:
         dtype: Of all arrays.
@@ -61,7 +62,7 @@ class _Loops:
     """Code for one tile after the other, in which for one phase and vector of channels."""
 
     def __init__(self, dtype: torch.dtype, transform: Transform) -> None:
-        names = ["first", "last", "N", "H", "W", "C", "V", "U", "step"]
+        names = ["first", "last", "N", "H", "W", "C", "apart", "V", "U", "step"]
         self.code = code = VectorCode(dtype, ["pixels", "numbers", "near", "sums"], names)
         self.transform, self.places = transform, range(transform.size)
         real, complex_ = (of(transform.period) for of in (real_frequencies, pairs))
@@ -69,7 +70,7 @@ class _Loops:
         self.waves += [(k, math.sin) for k in complex_]
         size, self.rows = code.arguments, kept(transform.period)
         self.Z = code.times(size["C"], transform.stride**2)
-        self.pixels = code.array("pixels", 0, size["H"], size["W"], size["C"])
+        self.pixels = code.array("pixels", 0, size["H"], size["W"], size["apart"])
         self.numbers = code.array("numbers", 0, size["N"], size["V"], size["U"], self.Z)
         # The numbers of one tile: rows a power of two apart would share lines of the cache.
         self.near = code.array("near", 0, code.plus(self.Z, code.lanes))

@@ -22,8 +22,9 @@ from capsrepro.models.cpu.fourier_amplitudes import Role
 from capsrepro.models.cpu.fourier_cuts import Cut
 from capsrepro.models.cpu.fourier_tiles import room, to_numbers, to_pixels
 
-# Tiles and kernels that are transformed at a time: enough for matrix products to be fast.
-_TILES, _KERNELS = 128, 128
+# Tiles, and channels of all phases, that are transformed at a time: enough for matrix products to
+# be fast. Sixteen channels are whole vectors, whatever their type.
+_TILES, _CHANNELS, _VECTORS = 128, 512, 16
 
 
 def correlate(images_BCHW: Tensor, kernels_OCKK: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
@@ -41,27 +42,35 @@ def correlate(images_BCHW: Tensor, kernels_OCKK: Tensor, cut: Cut, dtype: torch.
     O, _, K, _ = kernels_OCKK.shape
     sides = [(side - K) // cut.stride + 1 for side in images_BCHW.shape[2:]]
     result_BOYX = _channels_last((len(images_BCHW), O, *sides), dtype)
-    for images, results in zip(_images(images_BCHW, cut), _images(result_BOYX, cut), strict=True):
-        images_FMZ = to_numbers(images, "images", cut, dtype)
-        for kernels, part in zip(_some(kernels_OCKK, 0), _some(results, 1), strict=True):
-            kernels_FZO = to_numbers(kernels, "kernels", cut, dtype).transpose(1, 2)
-            products_FMO = _sum("results", [(images_FMZ, kernels_FZO)])
-            to_pixels(products_FMO, "results", cut, part)
+    for images, result in zip(_images(images_BCHW, cut), _images(result_BOYX, cut), strict=True):
+        factors = (
+            (
+                to_numbers(seen, "images", cut, dtype),
+                to_numbers(kernels, "kernels", cut, dtype).transpose(1, 2),
+            )
+            for seen, kernels in zip(_some(images, cut), _some(kernels_OCKK, cut), strict=True)
+        )
+        to_pixels(_sum("results", factors), "results", cut, result)
     return result_BOYX
 
 
 def images_gradient(
-    shape: torch.Size, kernels_OCKK: Tensor, gradient_BOYX: Tensor, cut: Cut, dtype: torch.dtype
+    shape: torch.Size,
+    kernels_OCKK: Tensor,
+    gradient_BOYX: Tensor,
+    cut: Cut,
+    dtype: torch.dtype,
+    *,
+    of: torch.dtype,
 ) -> Tensor:
-    """Gradient of `correlate` with respect to images of this shape, channels last in memory."""
-    result_BCHW = _channels_last(shape, dtype)
+    """Gradient of `correlate` with respect to images of this shape and type, channels last."""
+    result_BCHW = _channels_last(shape, of)
     pairs = zip(_images(gradient_BOYX, cut), _images(result_BCHW, cut), strict=True)
     for gradient, result in pairs:
-        factors = (
-            (to_numbers(slopes, "results", cut, dtype), to_numbers(kernels, "kernels", cut, dtype))
-            for slopes, kernels in zip(_some(gradient, 1), _some(kernels_OCKK, 0), strict=True)
-        )
-        to_pixels(_sum("images", factors), "images", cut, result)
+        slopes_FMO = to_numbers(gradient, "results", cut, dtype)
+        for kernels, part in zip(_some(kernels_OCKK, cut), _some(result, cut), strict=True):
+            kernels_FOZ = to_numbers(kernels, "kernels", cut, dtype)
+            to_pixels(_sum("images", [(slopes_FMO, kernels_FOZ)]), "images", cut, part)
     return result_BCHW
 
 
@@ -70,18 +79,19 @@ def kernels_gradient(
 ) -> Tensor:
     """Gradient of `correlate` with respect to kernels of this shape, channels last in memory."""
     result_OCkk = _channels_last(shape, dtype)
-    all_images = _images(images_BCHW, cut)
-    images_FMZ = to_numbers(all_images[0], "images", cut, dtype)
-    for gradient, result in zip(_some(gradient_BOYX, 1), _some(result_OCkk, 0), strict=True):
-        # Where all images are transformed at once, they still are when the next kernels come.
+    gradients = _images(gradient_BOYX, cut)
+    slopes_FMO = to_numbers(gradients[0], "results", cut, dtype)
+    for images, result in zip(_some(images_BCHW, cut), _some(result_OCkk, cut), strict=True):
+        # Where all results are transformed at once, they still are when the next channels come.
         factors = (
             (
-                to_numbers(slopes, "results", cut, dtype).transpose(1, 2),
-                images_FMZ if len(all_images) == 1 else to_numbers(images, "images", cut, dtype),
+                slopes_FMO if len(gradients) == 1 else to_numbers(slopes, "results", cut, dtype),
+                to_numbers(seen, "images", cut, dtype),
             )
-            for images, slopes in zip(all_images, _images(gradient, cut), strict=True)
+            for seen, slopes in zip(_images(images, cut), gradients, strict=True)
         )
-        to_pixels(_sum("kernels", factors), "kernels", cut, result)
+        sums_FOZ = _sum("kernels", ((slopes.transpose(1, 2), seen) for slopes, seen in factors))
+        to_pixels(sums_FOZ, "kernels", cut, result)
     return result_OCkk
 
 
@@ -106,5 +116,6 @@ def _images(images: Tensor, cut: Cut) -> tuple[Tensor, ...]:
     return torch.split(images, max(1, _TILES // math.prod(cut.tiles)))
 
 
-def _some(kernels: Tensor, axis: int) -> tuple[Tensor, ...]:
-    return torch.split(kernels, _KERNELS, axis)
+def _some(channels: Tensor, cut: Cut) -> tuple[Tensor, ...]:
+    vectors = max(1, _CHANNELS // (_VECTORS * cut.stride**2))
+    return torch.split(channels, vectors * _VECTORS, 1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_STARTED = os.getpid()
 
 
 @cache
@@ -31,19 +36,30 @@ PARTS = 8
 def in_parts(run: Callable[[int, int, int], None], places: int) -> None:
     """Call it with the number, the first and the end of each range, on as many threads as torch's.
 
-    The ranges are the same for any number of threads: what each of them adds up is too.
+    The ranges are the same for any number of threads: what each of them adds up is too. The threads
+    are torch's own where they can be had: after each of its loops these wait for the next one
+    without sleeping, and would take the processor away from others.
     """
-    threads = min(torch.get_num_threads(), PARTS)
     left = iter(range(PARTS))
+    failures: list[BaseException] = []
 
-    def work() -> None:
-        for part in left:
-            run(part, places * part // PARTS, places * (part + 1) // PARTS)
+    def work(_: int | None = None) -> None:
+        try:
+            for part in left:
+                run(part, places * part // PARTS, places * (part + 1) // PARTS)
+        except BaseException as failure:  # Raised below: a thread of torch's has nobody to tell.
+            failures.append(failure)
 
-    others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    threads, team = torch.get_num_threads(), _team()
+    # A forked process has none of the threads, and waits for them for ever.
+    if team is not None and os.getpid() == _STARTED:
+        team(_TASK(work), None, threads, 0)
+    else:
+        others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+        work()
+        wait(others)
+    if failures:
+        raise failures[0]
 
 
 def addresses(
@@ -107,6 +123,24 @@ def call_in_parts(
         function(*mine, *shared, *numbers, first, last)
 
     in_parts(run, places)
+
+
+@cache
+def _team() -> Callable[..., None] | None:
+    """`GOMP_parallel`, which calls a function on each of torch's threads; None without OpenMP."""
+    if not hasattr(os, "RTLD_NOLOAD"):
+        return None
+    # Torch's wheels bring the library along, under one name or another; Linux distributions do not.
+    for path in [*Path(torch.__file__).parent.glob("lib/libgomp*"), "libgomp.so.1"]:
+        try:
+            # Not one that is only loaded now: its threads would be others than torch's.
+            team = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        team.argtypes = [_TASK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        team.restype = None
+        return team
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -13,15 +13,13 @@ import ctypes
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from itertools import count
 from typing import Any
 
-import llvmlite.binding as llvm
 import torch
 from llvmlite import ir
 
-llvm.initialize_native_target()
-llvm.initialize_native_asmprinter()
+from capsrepro.models.cpu.machine_code import address_of, features
 
 # Of the terms x^k / k! of e^x, the last that matters to |x| ≤ ln 2 / 2.
 _TERMS = {torch.float32: 7, torch.float64: 13}
@@ -33,6 +31,8 @@ _LN_2 = {
 _INDEX = ir.IntType(64)
 _LANE = ir.IntType(32)
 _FUSED = ("contract",)
+# Of functions: each has a name of its own.
+_numbers = count()
 
 Index = Any
 """A Python number, or one that is known when the code runs."""
@@ -40,16 +40,7 @@ Index = Any
 
 def lanes_of(dtype: torch.dtype) -> int:
     """Numbers of one vector: 64 bytes of them with AVX-512, 32 elsewhere."""
-    return (64 if _features().get("avx512f", False) else 32) // dtype.itemsize
-
-
-@cache
-def _features() -> Any:
-    """What the processor can do; nothing beyond the least where LLVM does not know."""
-    try:
-        return llvm.get_host_cpu_features()
-    except RuntimeError:
-        return llvm.FeatureMap()
+    return (64 if features().get("avx512f", False) else 32) // dtype.itemsize
 
 
 class Vector:
@@ -119,7 +110,8 @@ class VectorCode:
         self.vector = ir.VectorType(element, self.lanes)
         self.module = ir.Module()
         kinds = [element.as_pointer()] * len(arrays) + [_INDEX] * len(numbers)
-        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), kinds), "kernel")
+        kind = ir.FunctionType(ir.VoidType(), kinds)
+        self.function = ir.Function(self.module, kind, f"loops_{next(_numbers)}")
         for argument in self.function.args[: len(arrays)]:
             argument.add_attribute("noalias")
         self.arguments = dict(zip([*arrays, *numbers], self.function.args, strict=True))
@@ -255,23 +247,10 @@ class VectorCode:
                 fast and takes half of the time.
         """
         self.builder.ret_void()
-        module = llvm.parse_assembly(str(self.module))
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(),
-            features=_features().flatten(),
-            opt=3,
-            jit=True,
-        )
-        module.triple, module.data_layout = machine.triple, str(machine.target_data)
-        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(level))
-        passes.getModulePassManager().run(module, passes)
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
         arrays, numbers = self.counts
         kinds = [ctypes.c_void_p] * arrays + [ctypes.c_int64] * numbers
-        function = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address("kernel"))
-        function.engine = engine  # type: ignore[attr-defined] # owns the machine code
-        return function
+        address = address_of(self.function.name, str(self.module), level)
+        return ctypes.CFUNCTYPE(None, *kinds)(address)
 
 
 class Variable:
