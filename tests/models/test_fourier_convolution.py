@@ -108,13 +108,19 @@ def test_float32_is_no_less_exact_than_direct_sums(side: int) -> None:
 
 
 @pytest.mark.parametrize("images_at_once", [1, 3, 256])
+@pytest.mark.parametrize("results_at_once", [1, 12, 512])
 @pytest.mark.parametrize("channels_at_once", [1, 32, 256])
 @pytest.mark.parametrize("cut", [Cut(9, 6, (1, 1), 4, 1), Cut(6, 3, (2, 2), 4, 1)])
 def test_parts_of_images_and_of_channels_are_put_together(
-    images_at_once: int, channels_at_once: int, cut: Cut, monkeypatch: pytest.MonkeyPatch
+    images_at_once: int,
+    channels_at_once: int,
+    results_at_once: int,
+    cut: Cut,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fourier_convolution, "_TILES", images_at_once)
     monkeypatch.setattr(fourier_convolution, "_CHANNELS", channels_at_once)
+    monkeypatch.setattr(fourier_convolution, "_RESULTS", results_at_once)
     monkeypatch.setattr(fourier_tiles, "_FITTED", 2)
     images, kernels, gradient, stride = drawn((7, 48, 9, 9, 16, 4, 1), torch.float64)
     wanted = exact(images, kernels, gradient, stride)

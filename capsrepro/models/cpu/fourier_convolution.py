@@ -13,18 +13,20 @@ them; F numbers kept of a tile, Z channels of all phases.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from capsrepro.models.cpu.fourier_amplitudes import Role
+from capsrepro.models.cpu.fourier_amplitudes import kept
 from capsrepro.models.cpu.fourier_cuts import Cut
 from capsrepro.models.cpu.fourier_tiles import room, to_numbers, to_pixels
 
-# Tiles, and channels of all phases, that are transformed at a time: enough for matrix products to
-# be fast. Sixteen channels are whole vectors, whatever their type.
+# Tiles of images, and channels of all phases, that are transformed at a time: enough for matrix
+# products to be fast. Sixteen channels are whole vectors, whatever their type.
 _TILES, _CHANNELS, _VECTORS = 128, 512, 16
+# Tiles of results that are: the kernels are transformed once for all of them.
+_RESULTS = 512
 
 
 def correlate(images_BCHW: Tensor, kernels_OCKK: Tensor, cut: Cut, dtype: torch.dtype) -> Tensor:
@@ -42,15 +44,15 @@ def correlate(images_BCHW: Tensor, kernels_OCKK: Tensor, cut: Cut, dtype: torch.
     O, _, K, _ = kernels_OCKK.shape
     sides = [(side - K) // cut.stride + 1 for side in images_BCHW.shape[2:]]
     result_BOYX = _channels_last((len(images_BCHW), O, *sides), dtype)
-    for images, result in zip(_images(images_BCHW, cut), _images(result_BOYX, cut), strict=True):
-        factors = (
-            (
-                to_numbers(seen, "images", cut, dtype),
-                to_numbers(kernels, "kernels", cut, dtype).transpose(1, 2),
-            )
-            for seen, kernels in zip(_some(images, cut), _some(kernels_OCKK, cut), strict=True)
-        )
-        to_pixels(_sum("results", factors), "results", cut, result)
+    for images, result in _together(images_BCHW, result_BOYX, cut):
+        M = len(images) * math.prod(cut.tiles)
+        sums_FMO = room("results", (kept(cut.period), M, O), dtype)
+        for block, (some, kernels) in enumerate(_channels(images, kernels_OCKK, cut)):
+            kernels_FZO = to_numbers(kernels, "kernels", cut, dtype).transpose(1, 2)
+            for seen, sums in _parts(some, sums_FMO, cut):
+                images_FMZ = to_numbers(seen, "images", cut, dtype)
+                sums.baddbmm_(images_FMZ, kernels_FZO, beta=min(block, 1))
+        to_pixels(sums_FMO, "results", cut, result)
     return result_BOYX
 
 
@@ -65,12 +67,14 @@ def images_gradient(
 ) -> Tensor:
     """Gradient of `correlate` with respect to images of this shape and type, channels last."""
     result_BCHW = _channels_last(shape, of)
-    pairs = zip(_images(gradient_BOYX, cut), _images(result_BCHW, cut), strict=True)
-    for gradient, result in pairs:
+    for result, gradient in _together(result_BCHW, gradient_BOYX, cut):
         slopes_FMO = to_numbers(gradient, "results", cut, dtype)
-        for kernels, part in zip(_some(kernels_OCKK, cut), _some(result, cut), strict=True):
+        for some, kernels in _channels(result, kernels_OCKK, cut):
             kernels_FOZ = to_numbers(kernels, "kernels", cut, dtype)
-            to_pixels(_sum("images", [(slopes_FMO, kernels_FOZ)]), "images", cut, part)
+            for part, slopes in _parts(some, slopes_FMO, cut):
+                size = *slopes.shape[:2], kernels_FOZ.shape[2]
+                sums_FMZ = torch.bmm(slopes, kernels_FOZ, out=room("images", size, dtype))
+                to_pixels(sums_FMZ, "images", cut, part)
     return result_BCHW
 
 
@@ -79,18 +83,19 @@ def kernels_gradient(
 ) -> Tensor:
     """Gradient of `correlate` with respect to kernels of this shape, channels last in memory."""
     result_OCkk = _channels_last(shape, dtype)
-    gradients = _images(gradient_BOYX, cut)
-    slopes_FMO = to_numbers(gradients[0], "results", cut, dtype)
-    for images, result in zip(_some(images_BCHW, cut), _some(result_OCkk, cut), strict=True):
-        # Where all results are transformed at once, they still are when the next channels come.
-        factors = (
-            (
-                slopes_FMO if len(gradients) == 1 else to_numbers(slopes, "results", cut, dtype),
-                to_numbers(seen, "images", cut, dtype),
-            )
-            for seen, slopes in zip(_images(images, cut), gradients, strict=True)
-        )
-        sums_FOZ = _sum("kernels", ((slopes.transpose(1, 2), seen) for slopes, seen in factors))
+    slopes_FMO: Tensor | None = None
+    for images, result in _channels(images_BCHW, result_OCkk, cut):
+        size = kept(cut.period), shape[0], cut.stride**2 * result.shape[1]
+        sums_FOZ = room("kernels", size, dtype)
+        added = False
+        for some, gradient in _together(images, gradient_BOYX, cut):
+            # Where all of them are transformed at once, they still are when the next channels come.
+            if slopes_FMO is None or len(some) < len(images):
+                slopes_FMO = to_numbers(gradient, "results", cut, dtype)
+            for seen, slopes in _parts(some, slopes_FMO, cut):
+                images_FMZ = to_numbers(seen, "images", cut, dtype)
+                sums_FOZ.baddbmm_(slopes.transpose(1, 2), images_FMZ, beta=int(added))
+                added = True
         to_pixels(sums_FOZ, "kernels", cut, result)
     return result_OCkk
 
@@ -99,23 +104,21 @@ def _channels_last(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
-def _sum(role: Role, factors: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Of matrix products at each frequency, in the room of the side that it belongs to."""
-    total: Tensor | None = None
-    for one, other in factors:
-        if total is None:
-            total = room(role, (len(one), one.shape[1], other.shape[2]), one.dtype)
-            torch.bmm(one, other, out=total)
-        else:
-            total.baddbmm_(one, other)
-    assert total is not None, "there is no image"
-    return total
+def _together(images: Tensor, results: Tensor, cut: Cut) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and results of as many tiles as are summed up at a time."""
+    size = max(1, _RESULTS // math.prod(cut.tiles))
+    return zip(torch.split(images, size), torch.split(results, size), strict=True)
 
 
-def _images(images: Tensor, cut: Cut) -> tuple[Tensor, ...]:
-    return torch.split(images, max(1, _TILES // math.prod(cut.tiles)))
+def _channels(images: Tensor, kernels: Tensor, cut: Cut) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some of their channels at a time."""
+    size = max(1, _CHANNELS // (_VECTORS * cut.stride**2)) * _VECTORS
+    return zip(torch.split(images, size, 1), torch.split(kernels, size, 1), strict=True)
 
 
-def _some(channels: Tensor, cut: Cut) -> tuple[Tensor, ...]:
-    vectors = max(1, _CHANNELS // (_VECTORS * cut.stride**2))
-    return torch.split(channels, vectors * _VECTORS, 1)
+def _parts(images: Tensor, numbers_FMO: Tensor, cut: Cut) -> Iterator[tuple[Tensor, Tensor]]:
+    """A few images at a time, with the numbers of their results."""
+    tiles = math.prod(cut.tiles)
+    size = max(1, _TILES // tiles)
+    parts = torch.split(images, size), torch.split(numbers_FMO, size * tiles, 1)
+    return zip(*parts, strict=True)
