@@ -12,10 +12,6 @@ import click
 from capsrepro.errors import CapsreproError
 from capsrepro.imports import lasting_imports
 
-# Read when torch is loaded. Its idle threads otherwise spin on the cores that threads of ours need:
-# EM routing on two cores is 1.7 times as fast so (docs/performance.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 # Name: (where it is, what `capsrepro --help` says of it). Kept as text so that listing the
 # commands imports neither torch nor mlflow nor scipy.
 COMMANDS: dict[str, tuple[str, str]] = {
