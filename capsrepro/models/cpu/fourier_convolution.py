@@ -119,6 +119,7 @@ def _channels(images: Tensor, kernels: Tensor, cut: Cut) -> Iterator[tuple[Tenso
 def _parts(images: Tensor, numbers_FMO: Tensor, cut: Cut) -> Iterator[tuple[Tensor, Tensor]]:
     """A few images at a time, with the numbers of their results."""
     tiles = math.prod(cut.tiles)
-    size = max(1, _TILES // tiles)
+    # Alike: a part of few images would take nearly as long as one of many.
+    size = -(-len(images) // max(1, round(len(images) * tiles / _TILES)))
     parts = torch.split(images, size), torch.split(numbers_FMO, size * tiles, 1)
     return zip(*parts, strict=True)
