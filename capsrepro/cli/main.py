@@ -12,6 +12,10 @@ import click
 from capsrepro.errors import CapsreproError
 from capsrepro.imports import lasting_imports
 
+# Read when torch is loaded. Its idle threads otherwise spin on cores that other processes need: of
+# two runs at once each step takes 2.2 times as long (docs/performance.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 # Name: (where it is, what `capsrepro --help` says of it). Kept as text so that listing the
 # commands imports neither torch nor mlflow nor scipy.
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -1,6 +1,7 @@
 import multiprocessing
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,23 @@ def test_as_many_threads_as_torch_uses_work_at_once(threads: int) -> None:
             together.wait()
 
     in_parts(meet, PARTS)
+
+
+@pytest.mark.skipif(
+    not any(Path(torch.__file__).parent.glob("lib/libgomp*")),
+    reason="this torch does not bring GNU's OpenMP along",
+)
+def test_torch_s_own_threads_do_the_work() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    own_threads._pool.cache_clear()
+    try:
+        torch.ones(2**20).exp()
+        threads = set(Path("/proc/self/task").iterdir())
+        assert covered(9) == list(range(9))
+        assert set(Path("/proc/self/task").iterdir()) <= threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_fails_in_a_part_is_raised(threads: int) -> None:

@@ -18,13 +18,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from capsrepro.models.cpu.fourier_amplitudes import kept
-from capsrepro.models.cpu.fourier_cuts import Cut
+from capsrepro.models.cpu.fourier_cuts import WHOLE_VECTORS, Cut
 from capsrepro.models.cpu.fourier_tiles import room, to_numbers, to_pixels
 
 # Tiles of images, and channels of all phases, that are transformed at a time: enough for matrix
-# products to be fast. Sixteen channels are whole vectors, whatever their type.
-_TILES, _CHANNELS, _VECTORS = 128, 512, 16
+# products to be fast.
+_TILES, _CHANNELS = 128, 512
 # Tiles of results that are: the kernels are transformed once for all of them.
 _RESULTS = 512
 
@@ -45,8 +44,7 @@ def correlate(images_BCHW: Tensor, kernels_OCKK: Tensor, cut: Cut, dtype: torch.
     sides = [(side - K) // cut.stride + 1 for side in images_BCHW.shape[2:]]
     result_BOYX = _channels_last((len(images_BCHW), O, *sides), dtype)
     for images, result in _together(images_BCHW, result_BOYX, cut):
-        M = len(images) * math.prod(cut.tiles)
-        sums_FMO = room("results", (kept(cut.period), M, O), dtype)
+        sums_FMO = room(result, "results", cut, dtype)
         for block, (some, kernels) in enumerate(_channels(images, kernels_OCKK, cut)):
             kernels_FZO = to_numbers(kernels, "kernels", cut, dtype).transpose(1, 2)
             for seen, sums in _parts(some, sums_FMO, cut):
@@ -72,8 +70,8 @@ def images_gradient(
         for some, kernels in _channels(result, kernels_OCKK, cut):
             kernels_FOZ = to_numbers(kernels, "kernels", cut, dtype)
             for part, slopes in _parts(some, slopes_FMO, cut):
-                size = *slopes.shape[:2], kernels_FOZ.shape[2]
-                sums_FMZ = torch.bmm(slopes, kernels_FOZ, out=room("images", size, dtype))
+                sums_FMZ = room(part, "images", cut, dtype)
+                torch.bmm(slopes, kernels_FOZ, out=sums_FMZ)
                 to_pixels(sums_FMZ, "images", cut, part)
     return result_BCHW
 
@@ -85,8 +83,7 @@ def kernels_gradient(
     result_OCkk = _channels_last(shape, dtype)
     slopes_FMO: Tensor | None = None
     for images, result in _channels(images_BCHW, result_OCkk, cut):
-        size = kept(cut.period), shape[0], cut.stride**2 * result.shape[1]
-        sums_FOZ = room("kernels", size, dtype)
+        sums_FOZ = room(result, "kernels", cut, dtype)
         added = False
         for some, gradient in _together(images, gradient_BOYX, cut):
             # Where all of them are transformed at once, they still are when the next channels come.
@@ -112,7 +109,7 @@ def _together(images: Tensor, results: Tensor, cut: Cut) -> Iterator[tuple[Tenso
 
 def _channels(images: Tensor, kernels: Tensor, cut: Cut) -> Iterator[tuple[Tensor, Tensor]]:
     """Some of their channels at a time."""
-    size = max(1, _CHANNELS // (_VECTORS * cut.stride**2)) * _VECTORS
+    size = max(1, _CHANNELS // (WHOLE_VECTORS * cut.stride**2)) * WHOLE_VECTORS
     return zip(torch.split(images, size, 1), torch.split(kernels, size, 1), strict=True)
 
 

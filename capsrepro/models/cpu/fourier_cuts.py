@@ -15,6 +15,9 @@ _LONGEST = 14
 # What a number of a transform costs, in operations of a matrix product: it is written and read.
 _MOVED = 100
 
+WHOLE_VECTORS = 16
+"""Channels that are whole vectors, whatever their type; loops take multiples of them."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -82,8 +85,7 @@ def plan(
         Cut(tile + taps - 1, tile, (-(-Y // tile), -(-X // tile)), taps, stride)
         for tile in range(1, min(max(Y, X), _LONGEST - taps + 1) + 1)
     ]
-    # Whole vectors of channels, whatever their type.
-    if not cuts or C % 16 or O % 16:
+    if not cuts or C % WHOLE_VECTORS or O % WHOLE_VECTORS:
         return None
     best = min(cuts, key=cost)
     return best if cost(best) < 0.9 / rate * 2 * B * Y * X * K**2 * C * O else None

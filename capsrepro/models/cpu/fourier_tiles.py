@@ -32,12 +32,17 @@ class _Rooms(threading.local):
 _rooms = _Rooms()
 
 
-def room(role: Role, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory for the numbers of one side, the same at every call.
+def room(images_NCHW: Tensor, role: Role, cut: Cut, dtype: torch.dtype) -> Tensor:
+    """Memory for what is kept of images, kernels or results, the same at every call.
 
     As it is large, memory that is taken and freed in each step would be carved up by what is taken
     in between, and new memory be needed each time.
+
+    Returns:
+        Shape (F, M, Z).
     """
+    phases, tiles = cut.transform(role).stride ** 2, math.prod(cut.tiles_of(role))
+    shape = kept(cut.period), len(images_NCHW) * tiles, phases * images_NCHW.shape[1]
     key, size = (role, dtype), math.prod(shape)
     if key not in _rooms.of or len(_rooms.of[key]) < size:
         # Else training could not write to what an evaluation has made.
@@ -52,9 +57,7 @@ def to_numbers(images_NCHW: Tensor, role: Role, cut: Cut, dtype: torch.dtype) ->
     Returns:
         Shape (F, M, Z), in the `room` of that side.
     """
-    phases, tiles = cut.transform(role).stride ** 2, math.prod(cut.tiles_of(role))
-    shape = kept(cut.period), len(images_NCHW) * tiles, phases * images_NCHW.shape[1]
-    numbers_FMZ = room(role, shape, dtype)
+    numbers_FMZ = room(images_NCHW, role, cut, dtype)
     for first, part_NHWC in _parts(images_NCHW):
         # Without a name of its own, a copy is freed before the next one is made.
         _run(_fitted(part_NHWC, cut.sides(role), dtype), numbers_FMZ, role, cut, first)

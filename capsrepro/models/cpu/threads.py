@@ -50,12 +50,12 @@ def in_parts(run: Callable[[int, int, int], None], places: int) -> None:
         except BaseException as failure:  # Raised below: a thread of torch's has nobody to tell.
             failures.append(failure)
 
-    threads, team = torch.get_num_threads(), _team()
-    # A forked process has none of the threads, and waits for them for ever.
-    if team is not None and os.getpid() == _STARTED:
+    threads, team, process = torch.get_num_threads(), _team(), os.getpid()
+    # Threads do not live on in a forked process, which would wait for torch's for ever.
+    if team is not None and process == _STARTED:
         team(_TASK(work), None, threads, 0)
     else:
-        others = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+        others = [_pool(threads - 1, process).submit(work) for _ in range(threads - 1)]
         work()
         wait(others)
     if failures:
@@ -144,10 +144,6 @@ def _team() -> Callable[..., None] | None:
 
 
 @lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Of this process."""
     return ThreadPoolExecutor(threads, "places")
-
-
-# Threads do not live on in a forked process.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
